@@ -1,0 +1,329 @@
+"""TrainConfig: the whole request. Everything that can change a result is in it, and it is written into the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ._settings import Settings
+from .errors import ConfigError
+from .methods import DiffusionDPOConfig, MaPOConfig, SFTConfig
+
+SCHEMA_VERSION = 1
+
+MethodSettings = Annotated[MaPOConfig | SFTConfig | DiffusionDPOConfig, Field(discriminator="type")]
+
+
+class ModelConfig(Settings):
+    """The base model."""
+
+    path: str
+    """A `.safetensors` single file, a diffusers folder, a Hub id such as `stabilityai/stable-diffusion-xl-base-1.0`,
+    or `demo` for the built-in model."""
+    family: Literal["auto", "sdxl", "sd15"] = "auto"
+    """Model family; "auto" recognises it from the file."""
+    vae: str | None = None
+    """Another VAE: a `.safetensors` file, a diffusers folder or a Hub id. None takes the model's own, in float32."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the denoiser predicts; "auto" reads the checkpoint's `v_pred` key or the folder's scheduler."""
+    zero_terminal_snr: bool | None = None
+    """Rescale the noise schedule so that the last step is pure noise; None reads the checkpoint's `ztsnr` key or the
+    folder's scheduler."""
+    clip_skip: int = Field(default=0, ge=0, le=10)
+    """How many more of the text encoders' last layers to skip than the family does; 0 is the published behaviour."""
+    variant: str | None = None
+    """Weight variant of a diffusers folder or Hub id, for example "fp16"."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+
+
+class DataConfig(Settings):
+    """The pairs and how their images are read."""
+
+    pairs: Path
+    """The checked `pairs.jsonl`; the run keeps its own copy."""
+    resolution: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Side of the square bucket, pixels; other buckets have at most as many pixels. None takes the model's own: 1024
+    for SDXL, 512 for SD 1.5, 64 for the demo model."""
+    bucket: bool = True
+    """Train each pair at the aspect ratio nearest to its chosen image; off crops everything square."""
+    bucket_step: int | None = Field(default=None, ge=8, le=512, multiple_of=8)
+    """Granularity of the bucket sides, pixels. None: 64, or an eighth of the resolution where that is smaller."""
+    max_aspect: float = Field(default=2.0, ge=1.0, le=4.0)
+    """Longest side ratio of a bucket."""
+    flip: bool = False
+    """Show both images of a pair mirrored at random, half of the time. Leave it off for text, faces and anything with
+    a left and a right."""
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the steps at which a pair's prompt is empty, so that the LoRA also learns the unprompted look."""
+    held_out: float = Field(default=0.1, ge=0.0, le=0.5)
+    """Share of the pairs kept from training, to measure accuracy and margin on (at most 200 pairs)."""
+
+
+class AdapterConfig(Settings):
+    """The LoRA."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    """Width of the update; a larger rank learns more, needs more memory and overfits sooner. Default: the authors'
+    LoRA recipe."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update, alpha / rank. None: equal to the rank, which is scale 1."""
+    targets: tuple[Literal["attention", "feed_forward", "conv"], ...] = ("attention",)
+    """Which UNet layers get a LoRA: attention (with its projections), feed_forward, conv (the residual blocks)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the LoRA's inputs dropped while training."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one of attention, feed_forward, conv")
+        return tuple(dict.fromkeys(value))
+
+
+class OptimizerConfig(Settings):
+    """The optimizer and its learning rate."""
+
+    type: Literal["adamw", "adamw8bit"] = "adamw8bit"
+    """"adamw8bit" keeps its state in 8 bits (bitsandbytes), a quarter of the memory of "adamw"."""
+    learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    """Step size. Default: the authors' LoRA recipe for SDXL; LoRAs of styles often use 1e-4."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two averages."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Pull of the LoRA weights towards zero."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's guard against division by zero."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up; "cosine" and "linear" end at zero."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+
+
+class TrainingConfig(Settings):
+    """How long and in what precision."""
+
+    steps: int = Field(default=2000, ge=1, le=10_000_000)
+    """Optimizer steps. Default: the authors' recipe."""
+    train_batch_size: int = Field(default=1, ge=1, le=4096)
+    """Pairs in one forward pass; a pair is two images."""
+    gradient_accumulation_steps: int = Field(default=16, ge=1, le=4096)
+    """Forward passes per step. Pairs per step = train_batch_size x this x processes; the authors used 16."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen model and of the arithmetic; LoRA weights are float32 in all. "auto": bf16 on a GPU
+    that has it, fp16 on an older one, fp32 on the CPU."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them: about a third slower, far less memory."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    max_nonfinite_steps: int = Field(default=5, ge=1)
+    """Stop when the loss was not finite at this many steps in a row; each such step is skipped and counted."""
+
+
+class CacheConfig(Settings):
+    """What is kept on disk of the encoded images and prompts."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of cached latents and prompt embeddings; bf16 halves the disk space."""
+
+
+class ValidationConfig(Settings):
+    """Measures and pictures during training."""
+
+    every_steps: int = Field(default=250, ge=0)
+    """Steps between two measurements on the held-out pairs; 0: only before the first and after the last step."""
+    draws: int = Field(default=4, ge=1, le=64)
+    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the validation pictures; empty: four prompts of the held-out pairs."""
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+    sample_every_steps: int = Field(default=500, ge=0)
+    """Steps between two sheets of validation pictures; 0: only at the end."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the pictures; prompt i uses seed + i, always the same noise."""
+    num_inference_steps: int = Field(default=25, ge=1, le=1000)
+    """Sampling steps of a picture."""
+    guidance_scale: float = Field(default=5.0, ge=0, le=50)
+    """Classifier-free guidance of a picture."""
+    width: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Width of a picture, pixels; None: data.resolution."""
+    height: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Height of a picture, pixels; None: data.resolution."""
+
+
+class CheckpointConfig(Settings):
+    """States from which a run can go on."""
+
+    every_steps: int = Field(default=250, ge=0)
+    """Steps between two checkpoints; 0: only on stop and at the end."""
+    keep: int = Field(default=3, ge=1)
+    """How many of the newest to keep."""
+
+
+class ExportConfig(Settings):
+    """The LoRA file."""
+
+    layout: Literal["kohya", "diffusers"] = "kohya"
+    """"kohya" is what ComfyUI, A1111 and kohya load completely; "diffusers" is for diffusers' own loader."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Precision of the stored weights."""
+    trigger: str = ""
+    """Trigger word, written into the metadata."""
+
+
+class TrainConfig(Settings):
+    """A training run, complete."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this format."""
+    name: str
+    """Name of the run and of the LoRA file."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of everything random; 0 is a seed like any other."""
+    model: ModelConfig
+    data: DataConfig
+    method: MethodSettings = MaPOConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    cache: CacheConfig = CacheConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
+    parent: str | None = None
+    """The run and checkpoint that this one continues with changed settings or pairs, if any."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, value: str) -> str:
+        return checked_name(value)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.optimizer.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be below training.steps "
+                f"({self.training.steps})"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """As stored in a run folder."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def checked_name(name: str) -> str:
+    """A name that is a file name on every system.
+
+    Raises:
+        ValueError: it is empty, too long, or has characters or a form that some system refuses.
+    """
+    if not name or len(name) > 100 or re.search(r'[<>:"/\\|?*\x00-\x1f]', name) or name != name.strip(" ."):
+        raise ValueError(
+            f'{name!r} cannot be a file name: use 1-100 characters without < > : " / \\ | ? * and without a space or '
+            "a dot at the ends"
+        )
+    if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
+        raise ValueError(f"{name!r} is a reserved name on Windows: choose another")
+    return name
+
+
+def build_config(values: dict[str, Any], where: str = "settings") -> TrainConfig:
+    """Validate settings.
+
+    Raises:
+        ConfigError: names every wrong field, what is wrong with it, and for an unknown field those that exist.
+    """
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a config from JSON, as a run folder has it.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or has wrong fields.
+    """
+    return build_config(load_settings(path), str(path))
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The values of a JSON or YAML file, unchecked.
+
+    Raises:
+        ConfigError: the file is missing or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}. Check the path.") from error
+    try:
+        if path.suffix.lower() in {".yaml", ".yml"}:
+            import yaml
+
+            values = yaml.safe_load(text)
+        else:
+            values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}. Correct it, or save it as YAML with .yaml.") from error
+    except Exception as error:  # yaml.YAMLError, whose module is only known once imported
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, as in docs/settings.md.")
+    return values
+
+
+def set_value(values: dict[str, Any], dotted: str, text: str) -> None:
+    """Put one `--section.field value` into nested settings, in place; the text is read as JSON where it is JSON.
+
+    Lists may be given as `a,b`. Types are checked by `build_config`.
+    """
+    *groups, name = dotted.split(".")
+    for group in groups:
+        inner = values.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--{dotted}: {group} is not a group of settings")
+        values = inner
+    values[name] = _parse(text)
+
+
+def _parse(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None if text.lower() == "none" else text
+    return text if isinstance(value, float) and value != value else value
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part not in ("mapo", "sft", "diffusion_dpo"))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {place}{_alternatives(error['loc'])}"
+    given = "" if error["type"] in {"missing", "value_error"} else f" (got {error['input']!r})"
+    return f"{place + ': ' if place else ''}{message}{given}"
+
+
+def _alternatives(loc: tuple[Any, ...]) -> str:
+    """The names that exist where an unknown one was given."""
+    import difflib
+
+    group: Any = TrainConfig
+    for part in loc[:-1]:
+        if part in {"mapo", "sft", "diffusion_dpo"}:
+            group = {"mapo": MaPOConfig, "sft": SFTConfig, "diffusion_dpo": DiffusionDPOConfig}[part]
+        elif part != "method":
+            group = group.model_fields[part].annotation
+    names = list(group.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names) or 'none'}"
