@@ -1,0 +1,83 @@
+"""The process that trains: what `mapo_core/__main__.py train <run folder>` runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+from .errors import MapoError
+from .runs import EventWriter, RequestWatcher, acquire_run_lock, checkpoint_step, clean_leftovers, watch_parent
+
+if TYPE_CHECKING:
+    from .runs import RunDir
+
+logger = logging.getLogger(__name__)
+
+ORPHAN_LIMIT_S = 60.0  # how long a tied child may take to save its work after its parent has died
+
+
+def run_child(run: RunDir, lifetime: str) -> int:
+    """Train a run to its end or to a stop; the exit code is 0 unless it failed.
+
+    A failure becomes a `run_failed` event with its cause; the traceback goes to train.log. Under `accelerate launch`
+    or torchrun only the first process writes events and answers requests.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if int(os.environ.get("RANK", "0")) > 0:
+        from .trainer import train
+
+        train(run, None, None)
+        return 0
+    with acquire_run_lock(run):
+        clean_leftovers(run)
+        began_before = run.events.exists()
+        with (
+            EventWriter(run) as events,
+            RequestWatcher(run, on_stop_seen=lambda: events.emit("phase", phase="stopping")) as watcher,
+        ):
+            if lifetime == "tied":
+                watch_parent(lambda: _orphaned(watcher))
+            newest = run.latest_checkpoint()
+            step = checkpoint_step(newest) if newest else 0
+            events.emit("run_resumed" if began_before else "run_started", step)
+            return _train(run, events, watcher)
+
+
+def _train(run: RunDir, events: EventWriter, watcher: RequestWatcher) -> int:
+    try:
+        from .trainer import train
+
+        train(run, events, watcher)
+        return 0
+    except MapoError as error:
+        logger.error("%s", error)
+        events.emit("run_failed", message=str(error), error=type(error).__name__)
+    except Exception as error:
+        traceback.print_exc()
+        events.emit("run_failed", message=explain(error), error=type(error).__name__)
+    return 1
+
+
+def explain(error: Exception) -> str:
+    """An unexpected failure in words that help."""
+    text = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
+    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+        return (
+            "The device ran out of memory. Close other programs that use it, switch on "
+            "training.gradient_checkpointing, lower training.train_batch_size (and raise gradient_accumulation_steps), "
+            f"data.resolution or adapter.rank, and start again. ({text})"
+        )
+    return f"{text} (the traceback is in train.log)"
+
+
+def _orphaned(watcher: RequestWatcher) -> None:
+    """The parent is gone: stop after the current step, keep the work, and be gone soon whatever happens."""
+    watcher.stop_requested.set()
+    timer = threading.Timer(ORPHAN_LIMIT_S, lambda: os._exit(75))
+    timer.daemon = True
+    timer.start()
+    sys.stderr.write("The parent process has ended: stopping after this step.\n")

@@ -1,0 +1,144 @@
+"""From the live adapter to a `.safetensors` that other programs load, written only once it is proved to be right."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from .errors import ExportError
+from .lora_adapter import live_modules, load_lora
+from .lora_check import Verification, verify_lora
+from .lora_file import (
+    ADAPTER_METADATA,
+    Layout,
+    LoraFile,
+    Precision,
+    adapter_metadata,
+    diffusers_tensors,
+    kohya_tensors,
+    lora_info,
+    read_lora,
+    serialise,
+)
+from .lora_keys import check_against_naming_rules, some
+from .lora_metadata import lora_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from .families.base import DiffusionModel, Family
+
+__all__ = [
+    "ExportReport",
+    "LoraFile",
+    "Verification",
+    "check_against_naming_rules",
+    "export_lora",
+    "load_lora",
+    "lora_info",
+    "lora_metadata",
+    "read_lora",
+    "verify_lora",
+]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A written LoRA file. The differences are those of `Verification`; None where no proof was asked for."""
+
+    path: Path
+    layout: Layout
+    precision: Precision
+    keys: int
+    modules: int
+    max_abs_difference: float | None
+    relative_difference: float | None
+    sha256: str
+    bytes: int
+
+
+def export_lora(
+    model: DiffusionModel,
+    family: Family,
+    path: Path,
+    *,
+    layout: Layout = "kohya",
+    precision: Precision = "fp16",
+    metadata: dict[str, str] | None = None,
+    adapter_name: str = "default",
+    verify: bool = True,
+) -> ExportReport:
+    """Write the live adapter to `path`, replacing what is there, and prove that the file gives it back.
+
+    The file is written and checked under a temporary name in the same folder, so that `path` is never half written
+    and never wrong. The model is as before when this returns or raises.
+
+    Args:
+        model: whose `unet` carries a peft LoRA.
+        family: of the model.
+        path: of the file, ending in `.safetensors`.
+        layout: "kohya" or "diffusers".
+        precision: of the stored weights.
+        metadata: header entries, for example from `lora_metadata`.
+        adapter_name: of the live adapter.
+        verify: read the file back and prove it.
+
+    Raises:
+        ExportError: there is nothing to export, weights are not finite, the disk refuses, or the proof fails.
+    """
+    modules = live_modules(model.unet, adapter_name)
+    if layout == "kohya":
+        header, tensors = dict(metadata or {}), kohya_tensors(modules, precision, family.kohya_prefix)
+    else:
+        header = {**(metadata or {}), ADAPTER_METADATA: adapter_metadata(modules)}
+        tensors = diffusers_tensors(modules, precision)
+    _require_finite(tensors, precision)
+    data = serialise(tensors, header)
+    temporary = path.with_name(f"{path.name}.tmp")  # not *.safetensors: ComfyUI would list it
+    try:
+        _write(temporary, data)
+        proof = verify_lora(model, family, temporary, adapter_name=adapter_name) if verify else None
+        temporary.replace(path)
+    except OSError as error:
+        raise ExportError(
+            f"Cannot write {path}: {error.strerror or error}. Make room or choose another folder, then: mapo export "
+            "RUN. The run's last checkpoint still has the weights."
+        ) from error
+    finally:
+        with suppress(OSError):  # it has been moved into place, or the folder has already refused
+            temporary.unlink()
+    return ExportReport(
+        path=path,
+        layout=layout,
+        precision=precision,
+        keys=len(tensors),
+        modules=len(modules),
+        max_abs_difference=proof.max_abs_difference if proof else None,
+        relative_difference=proof.relative_difference if proof else None,
+        sha256=sha256(data).hexdigest(),
+        bytes=len(data),
+    )
+
+
+def _require_finite(tensors: Mapping[str, Tensor], precision: str) -> None:
+    wrong = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        advice = ", or set export.precision to bf16 or fp32, which hold larger numbers" if precision == "fp16" else ""
+        raise ExportError(
+            f"The LoRA has weights that are not finite: {some(wrong)}. The training diverged: export an earlier "
+            f"checkpoint and train with a smaller learning rate{advice}."
+        )
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

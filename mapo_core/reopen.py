@@ -1,0 +1,209 @@
+"""Open a finished or stopped run again: its model with its LoRA, for pictures, measures and exports."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .adapter import add_lora, load_lora_state, lora_strength
+from .checkpoints import load_checkpoint
+from .config import load_config
+from .devices import DTYPES, choose_precision, preferred_device
+from .errors import RunError
+from .families import FAMILIES, detect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .config import TrainConfig
+    from .families.base import DiffusionModel, Family
+    from .runs import RunDir
+
+
+@dataclass
+class TrainedModel:
+    """A base model with a run's LoRA on it; the LoRA can be switched off with `adapter.adapter_off`.
+
+    Attributes:
+        config: of the run.
+        model: with text encoders and VAE.
+        family: of the model.
+        step: of the checkpoint.
+        state: what else the checkpoint holds.
+    """
+
+    config: TrainConfig
+    model: DiffusionModel
+    family: Family
+    step: int
+    state: dict
+
+
+def open_trained(run: RunDir, step: int | None = None, device: str | None = None) -> TrainedModel:
+    """Load a run's model and put the LoRA of a checkpoint on it.
+
+    Args:
+        run: the run folder.
+        step: which checkpoint; None for the newest.
+        device: where; None for the device the run was made for.
+
+    Raises:
+        RunError: there is no such checkpoint.
+    """
+    config = load_config(run.config)
+    path = run.latest_checkpoint() if step is None else run.checkpoint_path(step)
+    if path is None or not path.exists():
+        steps = [int(p.name.removeprefix("step_")) for p in sorted(run.checkpoints.glob("step_????????"))]
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it was stopped before its first one"
+        raise RunError(f"Run {run.name} has no checkpoint{'' if step is None else f' of step {step}'}: {there}.")
+    lora, _, state = load_checkpoint(path)
+    where = preferred_device(device or config.training.device)
+    precision = choose_precision(config.training.precision, where)
+    family = FAMILIES[detect(config.model.path, config.model.family).family]
+    model = family.load(config.model, device=where, dtype=DTYPES[precision])
+    add_lora(model, family, config.adapter, config.seed)
+    load_lora_state(model.unet, lora)
+    model.unet.eval()
+    return TrainedModel(config, model, family, state["step"], state)
+
+
+def export_run(
+    run: RunDir,
+    *,
+    step: int | None = None,
+    layout: str | None = None,
+    precision: str | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Write the LoRA of a checkpoint again.
+
+    Args:
+        run: the run folder.
+        step: which checkpoint; None for the newest.
+        layout: "kohya" or "diffusers"; None for the run's setting.
+        precision: "fp32", "fp16" or "bf16"; None for the run's setting.
+        out: the file to write; None for one in the run's export folder whose name says step, layout and precision.
+
+    Raises:
+        RunError: there is no such checkpoint, or `out` exists.
+        ExportError: the file does not give back what was trained.
+    """
+    from .export import export_lora
+
+    if out is not None and out.exists():
+        raise RunError(f"{out} exists. Give another --out; nothing is overwritten.")
+    trained = open_trained(run, step)
+    layout = layout or trained.config.export.layout
+    precision = precision or trained.config.export.precision
+    path = out or run.export / f"{run.name}-{trained.step:08d}-{layout}-{precision}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = export_lora(
+        trained.model,
+        trained.family,
+        path,
+        layout=layout,  # pyright: ignore[reportArgumentType]
+        precision=precision,  # pyright: ignore[reportArgumentType]
+        metadata=run_metadata(run, trained.config, trained.model, trained.family, trained.step, trained.state),
+    )
+    return report.path
+
+
+def compare_run(
+    run: RunDir,
+    *,
+    step: int | None = None,
+    prompts: Sequence[str] | None = None,
+    seed: int | None = None,
+    strengths: Sequence[float] = (1.0,),
+) -> Path:
+    """Draw prompts with the base model and with the LoRA at some strengths, same seeds, into one sheet.
+
+    Args:
+        run: the run folder.
+        step: which checkpoint; None for the newest.
+        prompts: what to draw; None for the run's validation prompts.
+        seed: of the first picture; prompt i uses seed + i.
+        strengths: of the LoRA, a row each.
+
+    Returns:
+        The sheet, in the run's samples folder.
+    """
+    from .pairs import read_pairs
+    from .sampling import contact_sheet, sample_images, save_image
+    from .session import validation_prompts
+
+    trained = open_trained(run, step)
+    config, model, family = trained.config, trained.model, trained.family
+    settings = config.validation
+    texts = list(prompts or validation_prompts(config, read_pairs(run.pairs)))
+    encoded = family.encode_prompts(model, [*texts, settings.negative_prompt])
+    side = config.data.resolution or model.resolution
+    first = settings.seed if seed is None else seed
+
+    def draw(base: bool) -> list:
+        return sample_images(
+            model,
+            family,
+            encoded[:-1],
+            encoded[-1],
+            [first + i for i in range(len(texts))],
+            width=settings.width or side,
+            height=settings.height or side,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            base=base,
+        )
+
+    rows, titles = [draw(base=True)], ["base"]
+    for strength in strengths:
+        with lora_strength(model.unet, strength):
+            rows.append(draw(base=False))
+        titles.append(f"strength {strength:g}")
+    name = f"compare_{trained.step:08d}"
+    taken = len(list(run.samples.glob(f"{name}*.png")))
+    path = run.samples / (f"{name}.png" if not taken else f"{name}-{taken + 1}.png")
+    save_image(contact_sheet(rows, titles, texts), path)
+    return path
+
+
+def run_metadata(
+    run: RunDir, config: TrainConfig, model: DiffusionModel, family: Family, step: int, state: dict
+) -> dict[str, str]:
+    """What the LoRA file says about its making.
+
+    Args:
+        run: the run folder; the thumbnail is its first validation picture of that step, if there is one.
+        config: of the run.
+        model: as loaded.
+        family: of the model.
+        step: optimizer steps done.
+        state: `Session.progress_state()`, or what a checkpoint kept of it.
+    """
+    from PIL import Image
+
+    from . import __version__
+    from .export import lora_metadata
+    from .pairs import pairs_hash, read_pairs
+
+    pairs = read_pairs(run.pairs)
+    held, base = state.get("held_out"), state.get("held_out_base")
+    measures = {**held, "accuracy_base": base["accuracy"], "margin_base": base["margin"]} if held and base else None
+    picture = run.samples / f"step_{step:08d}" / "00.png"
+    return lora_metadata(
+        config,
+        family,
+        steps_done=step,
+        pairs_count=len(pairs) - (held["pairs"] if held else 0),
+        pairs_sha256=pairs_hash(pairs),
+        base_model_name=config.model.path,
+        held_out=measures,
+        thumbnail=Image.open(picture) if picture.exists() else None,
+        started=state.get("started_at"),
+        finished=time.time(),
+        precision=choose_precision(config.training.precision, model.device),
+        prediction_type=model.prediction_type,
+        resolution=model.resolution,
+        version=__version__,
+    )

@@ -1,0 +1,229 @@
+"""Everything that a run holds while it trains, and how it is made ready."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from . import checkpoints
+from .adapter import add_lora, load_lora_state
+from .cache import EncodedPairs, PromptCache, encode_pairs
+from .config import TrainConfig, load_config
+from .data_order import split_held_out
+from .devices import DTYPES, choose_precision, preferred_device
+from .errors import PairsError
+from .evaluate.held_out import HeldOut
+from .families import FAMILIES, detect
+from .noising import seed_of
+from .optimizers import build_optimizer, build_schedule
+from .pairs import read_pairs
+from .runs import EventWriter, RequestWatcher, RunDir, mapo_home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from .families.base import DiffusionModel, Family
+    from .methods import Loss
+    from .pairs import PreferencePair
+
+
+@dataclass
+class Session:
+    """Everything that a run holds while it trains."""
+
+    run: RunDir
+    config: TrainConfig
+    accelerator: Accelerator
+    events: EventWriter | None  # only the main process writes
+    watcher: RequestWatcher | None
+    model: DiffusionModel
+    family: Family
+    loss: Loss
+    source_pairs: list[PreferencePair]
+    pairs: EncodedPairs
+    prompts: PromptCache
+    train_indices: list[int]
+    held_out_indices: list[int]
+    parameters: list[nn.Parameter]
+    optimizer: Any
+    schedule: Any
+    precision: str
+    step: int = 0
+    nonfinite_in_a_row: int = 0
+    nonfinite_total: int = 0
+    held_out_base: HeldOut | None = None
+    held_out: HeldOut | None = None
+    started_at: float = field(default_factory=time.time)
+
+    def emit(self, type_: str, **fields: Any) -> None:
+        """Write an event, in the main process."""
+        if self.events is not None:
+            self.events.emit(type_, self.step, **fields)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the arithmetic."""
+        return self.accelerator.autocast() if self.precision != "fp32" else nullcontext()
+
+    def progress_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimizer, as JSON values."""
+        return {
+            "nonfinite_total": self.nonfinite_total,
+            "held_out": self.held_out.as_dict() if self.held_out else None,
+            "held_out_base": self.held_out_base.as_dict() if self.held_out_base else None,
+            "started_at": self.started_at,
+        }
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether someone asked this process to stop."""
+        return self.watcher is not None and self.watcher.stop_requested.is_set()
+
+
+class StoppedEarlyError(Exception):
+    """A stop was asked for before the first step; there is nothing to save."""
+
+
+def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | None) -> Session:
+    """Load the model, encode the pairs, add the LoRA, and go back to the newest checkpoint if there is one."""
+
+    def phase(name: str, done: int | None = None, total: int | None = None) -> None:
+        if watcher is not None and watcher.stop_requested.is_set():
+            raise StoppedEarlyError
+        if events is not None:
+            events.emit("phase", None, phase=name, **({} if total is None else {"done": done, "total": total}))
+
+    config = load_config(run.config)
+    torch.manual_seed(seed_of(config.seed, "process"))
+    accelerator = build_accelerator(config)
+    precision = choose_precision(config.training.precision, accelerator.device)
+    phase("reading the pairs")
+    pairs = read_pairs(run.pairs)
+    if not pairs:
+        raise PairsError(f"{run.pairs} holds no pair. Build a pair set first: mapo pairs --help.")
+    phase("loading the model")
+    found = detect(config.model.path, config.model.family)
+    family = FAMILIES[found.family]
+    model = family.load(config.model, device=accelerator.device, dtype=DTYPES[precision])
+    report = throttled(phase)
+    wanted = validation_prompts(config, pairs)
+    with accelerator.main_process_first():
+        encoded, prompts = encode_pairs(
+            model,
+            family,
+            pairs,
+            config,
+            mapo_home() / "cache",
+            extra_prompts=[*wanted, config.validation.negative_prompt],
+            progress=report,
+        )
+    model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
+    assert model.vae is not None
+    model.vae.to("cpu")
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    phase("adding the LoRA")
+    parameters = add_lora(model, family, config.adapter, config.seed)
+    if config.training.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    model.unet.train()
+    optimizer = accelerator.prepare(build_optimizer(parameters, config.optimizer))
+    schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
+    split = split_held_out([str(p.chosen) for p in pairs], config.data.held_out, config.seed)
+    session = Session(
+        run=run,
+        config=config,
+        accelerator=accelerator,
+        events=events,
+        watcher=watcher,
+        model=model,
+        family=family,
+        loss=config.method.build("demo" if config.model.path == "demo" else family.name),
+        source_pairs=pairs,
+        pairs=encoded,
+        prompts=prompts,
+        train_indices=split[0],
+        held_out_indices=split[1],
+        parameters=parameters,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+    )
+    restore(session)
+    session.emit(
+        "phase",
+        phase="ready",
+        steps=config.training.steps,
+        family=family.name,
+        method=config.method.type,
+        device=str(accelerator.device),
+        precision=precision,
+        pairs=len(session.train_indices),
+        held_out_pairs=len(session.held_out_indices),
+        pairs_per_step=config.training.train_batch_size
+        * config.training.gradient_accumulation_steps
+        * accelerator.num_processes,
+        processes=accelerator.num_processes,
+        trainable_parameters=sum(p.numel() for p in parameters),
+        resolution=config.data.resolution or model.resolution,
+    )
+    return session
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """accelerate's view of the device and the processes."""
+    device = preferred_device(config.training.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[choose_precision(config.training.precision, device)]
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+
+
+def restore(session: Session) -> None:
+    """Go back to the newest checkpoint, if there is one."""
+    path = session.run.latest_checkpoint()
+    if path is None:
+        return
+    lora, optimizer, state = checkpoints.load_checkpoint(path)
+    load_lora_state(session.model.unet, lora)
+    session.optimizer.load_state_dict(optimizer)
+    session.schedule.load_state_dict(state["schedule"])
+    scaler = session.accelerator.scaler
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    session.step = state["step"]
+    session.nonfinite_total = state["nonfinite_total"]
+    session.started_at = state["started_at"]
+    if state["held_out_base"]:
+        session.held_out_base = HeldOut(**state["held_out_base"])
+    if state["held_out"]:
+        session.held_out = HeldOut(**state["held_out"])
+
+
+def validation_prompts(config: TrainConfig, pairs: list[PreferencePair]) -> list[str]:
+    """The prompts of the validation pictures: those of the settings, or four of the held-out pairs."""
+    if config.validation.prompts:
+        return list(config.validation.prompts)
+    _, held = split_held_out([str(p.chosen) for p in pairs], config.data.held_out, config.seed)
+    return list(dict.fromkeys(pairs[i].prompt for i in (held or range(len(pairs)))))[:4]
+
+
+def throttled(report: Callable[..., None], interval_s: float = 0.5) -> Callable[[str, int, int], None]:
+    """Pass on progress at most every `interval_s`, but always the end."""
+    last = -math.inf
+
+    def call(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= interval_s or done == total:
+            last = now
+            report(what, done, total)
+
+    return call

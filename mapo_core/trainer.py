@@ -1,0 +1,266 @@
+"""The only training loop. `train` reads from top to bottom: prepare, then step, measure, save, answer requests."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from .batch import assemble, pair_errors
+from .data_order import Draw, batches, step_groups
+from .errors import TrainingError
+from .noising import draw_randomness, seed_of
+from .session import Session, StoppedEarlyError, prepare
+from .validation import draw_samples, export, measure, save_state
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from .runs import EventWriter, RequestWatcher, RunDir
+
+
+def train(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | None) -> None:
+    """Train the run in `run` from its newest checkpoint, or from the start, to its last step or a stop request.
+
+    Args:
+        run: a folder with config.json and pairs.jsonl.
+        events: the run's event writer, in the main process; None in the others.
+        watcher: the run's requests, in the main process; None in the others.
+
+    Raises:
+        MapoError: settings, pairs or model cannot be trained, or the loss is not finite.
+    """
+    try:
+        session = prepare(run, events, watcher)
+        if session.step == 0:
+            measure(session)
+            draw_samples(session)
+        loop(session)
+        finish(session)
+    except StoppedEarlyError:
+        if events is not None:
+            events.emit("run_stopped", 0, message="Stopped before the first step: there is nothing to save.")
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def loop(session: Session) -> None:
+    """Step until the last one or until someone wants to stop."""
+    config = session.config
+    group_size = (
+        config.training.train_batch_size
+        * config.training.gradient_accumulation_steps
+        * session.accelerator.num_processes
+    )
+    buckets = [session.pairs.entries[i].bucket for i in session.train_indices]
+    groups = step_groups(buckets, group_size, config.seed, skip=session.step)
+    clock = Clock(session.step)
+    session.emit("phase", phase="training")
+    while session.step < config.training.steps:
+        answer_requests(session)
+        if session.wants_stop and session.step == 0 and session.accelerator.num_processes == 1:
+            return
+        session.step += 1
+        values = train_step(session, next(groups), buckets)
+        stop = values.pop("stop") > 0
+        clock.tick(session.step)
+        left = clock.seconds_left(session.step, config.training.steps)
+        memory = peak_memory_bytes(session.accelerator.device)
+        session.emit(
+            "step", steps=config.training.steps, **values, seconds_left=left, seconds_per_step=clock.pace, **memory
+        )
+        every = config.validation
+        if every.every_steps and session.step % every.every_steps == 0:
+            measure(session)
+        if every.sample_every_steps and session.step % every.sample_every_steps == 0:
+            draw_samples(session)
+        if config.checkpoint.every_steps and session.step % config.checkpoint.every_steps == 0:
+            save_state(session)
+        if stop:
+            return
+
+
+def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int]]) -> dict[str, float]:
+    """One optimizer step on a group of pairs; its mean loss and metrics, read from the device in one transfer."""
+    config, accelerator = session.config, session.accelerator
+    torch.manual_seed(seed_of(config.seed, "step", session.step, accelerator.process_index))  # adapter dropout
+    share = len(group) // accelerator.num_processes
+    own = group[accelerator.process_index * share : (accelerator.process_index + 1) * share]
+    session.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for draws in batches(own, buckets, config.training.train_batch_size):
+        for name, total in backward_batch(session, draws, share).items():
+            sums[name] = sums[name] + total if name in sums else total
+    average_gradients(session)
+    norm = clip_gradients(session)
+    values = collect(session, sums, share, norm)
+    finite = math.isfinite(values["loss"]) and (
+        math.isfinite(values["grad_norm"]) or accelerator.scaler is not None  # the scaler skips those by itself
+    )
+    if finite:
+        session.optimizer.step()
+        session.nonfinite_in_a_row = 0
+    else:
+        skip_step(session)
+    values["learning_rate"] = session.schedule.get_last_lr()[0]
+    session.schedule.step()
+    return values
+
+
+def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str, Tensor]:
+    """Forward and backward of one batch; sums over its pairs of the loss and of every metric, on the device."""
+    config = session.config
+    indices = [session.train_indices[d.index] for d in draws]
+    randomness = [
+        draw_randomness(
+            config.seed,
+            d.epoch,
+            i,
+            session.pairs.latent_shape(i),
+            num_train_timesteps=session.model.noise_scheduler.config.num_train_timesteps,
+            flip=config.data.flip,
+            caption_dropout=config.data.caption_dropout,
+        )
+        for d, i in zip(draws, indices, strict=True)
+    ]
+    needs = session.loss.needs
+    paired = any(name.startswith("rejected") for name in needs)
+    batch = assemble(session.pairs, indices, randomness, session.model, session.family, paired=paired)
+    with session.autocast():
+        errors = pair_errors(session.model, session.family, batch, needs)
+    losses, metrics = session.loss(**errors)  # [B]
+    session.accelerator.backward((losses * batch.weights).sum() / share)
+    found = {"loss": losses * batch.weights, **{k: v for k, v in errors.items() if not k.endswith("_ref")}, **metrics}
+    return {name: value.detach().sum() for name, value in found.items()}
+
+
+def average_gradients(session: Session) -> None:
+    """The mean over the processes, in one transfer; the gradients of a LoRA are small."""
+    if session.accelerator.num_processes == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in session.parameters]
+    flat: Any = session.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), reduction="mean")
+    for parameter, part in zip(session.parameters, flat.split([p.numel() for p in session.parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def clip_gradients(session: Session) -> Tensor:
+    """Scale the gradients down to the allowed norm; returns the norm they had."""
+    limit = session.config.optimizer.max_grad_norm or math.inf
+    norm = session.accelerator.clip_grad_norm_(session.parameters, limit)
+    return torch.as_tensor(norm)
+
+
+def collect(session: Session, sums: dict[str, Tensor], share: int, norm: Tensor) -> dict[str, float]:
+    """Means over all processes; the only time in a step that the device is waited for."""
+    names = sorted(sums)
+    device = session.accelerator.device
+    stop = torch.tensor(float(session.wants_stop), device=device)
+    values = torch.stack([*(sums[n].float() / share for n in names), stop, norm.float().to(device)])
+    if session.accelerator.num_processes > 1:
+        values = session.accelerator.reduce(values, reduction="mean")
+    numbers = values.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    return dict(zip([*names, "stop", "grad_norm"], numbers, strict=True))
+
+
+def skip_step(session: Session) -> None:
+    """Leave the weights alone after a loss that is not finite; stop the run after several in a row."""
+    session.optimizer.zero_grad(set_to_none=True)
+    session.nonfinite_in_a_row += 1
+    session.nonfinite_total += 1
+    limit = session.config.training.max_nonfinite_steps
+    session.emit(
+        "warning",
+        code="nonfinite",
+        message=f"The loss of step {session.step} is not finite; the step is skipped "
+        f"({session.nonfinite_in_a_row} in a row, {session.nonfinite_total} in all).",
+    )
+    if session.nonfinite_in_a_row >= limit:
+        raise TrainingError(
+            f"The loss was not finite at {limit} steps in a row, last at step {session.step}. The weights of the last "
+            "checkpoint are good. Lower optimizer.learning_rate, set training.precision to bf16 or fp32, or give "
+            "another model.vae, and resume or start again."
+        )
+
+
+def answer_requests(session: Session) -> None:
+    """Do what was asked through the run folder; a pause lasts until it is taken back or a stop is asked for."""
+    watcher, run = session.watcher, session.run
+    if watcher is None:
+        return
+    if watcher.take("save"):
+        if session.step > 0:
+            save_state(session)
+            lora = export(session, f"{run.name}-{session.step:08d}")
+            session.emit("phase", phase="saved", lora=lora, message=f"Saved {lora}.")
+        run.answer("save")
+    if watcher.take("sample"):
+        draw_samples(session)
+        run.answer("sample")
+    if watcher.pause_requested.is_set():
+        if session.step > 0:
+            save_state(session)
+        session.emit("paused", message="Paused until a resume or stop request.")
+        run.answer("pause")
+        while watcher.pause_requested.is_set() and not session.wants_stop:
+            time.sleep(0.1)
+        session.emit("phase", phase="training")
+
+
+def finish(session: Session) -> None:
+    """Last measures, pictures, checkpoint and the LoRA file; after a stop without the pictures."""
+    if not session.accelerator.is_main_process:
+        return
+    if session.step == 0:
+        raise StoppedEarlyError
+    done = session.step >= session.config.training.steps
+    save_state(session)
+    if done:
+        measure(session)
+        draw_samples(session)
+    session.emit("phase", phase="writing the LoRA")
+    lora = export(session, session.run.name)
+    session.emit(
+        "run_finished" if done else "run_stopped",
+        lora=lora,
+        held_out=session.held_out.as_dict() if session.held_out else None,
+        held_out_base=session.held_out_base.as_dict() if session.held_out_base else None,
+        nonfinite_steps=session.nonfinite_total,
+        message="Finished." if done else f"Stopped after step {session.step}; resume goes on from here.",
+    )
+
+
+class Clock:
+    """Seconds per step and time left, over the last hundred steps, pictures and measures included."""
+
+    def __init__(self, step: int) -> None:
+        self._marks = [(step, time.perf_counter())]
+        self.pace = 0.0
+
+    def tick(self, step: int) -> None:
+        """A step is done."""
+        self._marks = [*self._marks[-100:], (step, time.perf_counter())]
+        (first, then), (last, now) = self._marks[0], self._marks[-1]
+        self.pace = (now - then) / max(1, last - first)
+
+    def seconds_left(self, step: int, steps: int) -> float:
+        """At the present pace."""
+        return (steps - step) * self.pace
+
+
+def peak_memory_bytes(device: torch.device) -> dict[str, int]:
+    """The largest memory use so far: of the CUDA device, or of the process on the CPU."""
+    if device.type == "cuda":
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device)}
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024}

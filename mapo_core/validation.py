@@ -1,0 +1,139 @@
+"""What a run shows of itself: held-out measures, pictures, checkpoints and the LoRA file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from . import checkpoints
+from .adapter import lora_state
+from .evaluate.held_out import HeldOut, measure_held_out
+from .export import export_lora
+from .reopen import run_metadata
+from .sampling import contact_sheet, sample_images, save_image, save_pictures
+from .session import throttled, validation_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .session import Session
+
+
+def measure(session: Session) -> None:
+    """Accuracy and margin on the held-out pairs; the base model's too, the first time."""
+    if not session.held_out_indices or not session.accelerator.is_main_process:
+        return
+    config = session.config
+
+    def run(base: bool) -> HeldOut:
+        report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))
+        with session.autocast():
+            return measure_held_out(
+                session.model,
+                session.family,
+                session.pairs,
+                session.held_out_indices,
+                draws=config.validation.draws,
+                seed=config.seed,
+                batch_size=max(config.training.train_batch_size, 1),
+                base=base,
+                progress=lambda done, total: report("measuring held-out pairs", done, total),
+            )
+
+    if session.held_out_base is None:
+        session.held_out_base = run(base=True)
+    session.held_out = session.held_out_base if session.step == 0 else run(base=False)
+    session.emit("evaluated", **session.held_out.as_dict(), base=session.held_out_base.as_dict())
+    session.emit("phase", phase="training")
+
+
+def draw_samples(session: Session) -> None:
+    """A sheet of validation pictures: the base model's above, the LoRA's below, same seeds."""
+    if not session.accelerator.is_main_process:
+        return
+    config = session.config.validation
+    prompts = validation_prompts(session.config, session.source_pairs)
+    resolution = session.config.data.resolution or session.model.resolution
+    session.emit("phase", phase="drawing samples", done=0, total=len(prompts))
+    report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))
+
+    def draw(base: bool) -> list[Image.Image]:
+        return sample_images(
+            session.model,
+            session.family,
+            [session.prompts.get(p) for p in prompts],
+            session.prompts.get(config.negative_prompt),
+            [config.seed + i for i in range(len(prompts))],
+            width=config.width or resolution,
+            height=config.height or resolution,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            base=base,
+            autocast=session.autocast,
+            progress=lambda done, total: report("drawing samples", done, total),
+        )
+
+    folder = session.run.samples
+    base = base_pictures(session, folder / "base", prompts, draw)
+    rows, titles = [base], ["base"]
+    if session.step > 0:
+        pictures = draw(base=False)
+        rows.append(pictures)
+        titles.append(f"step {session.step}")
+        save_pictures(pictures, folder / f"step_{session.step:08d}")
+    sheet = folder / f"step_{session.step:08d}.png"
+    save_image(contact_sheet(rows, titles, prompts), sheet)
+    session.emit("sample_saved", path=str(sheet.relative_to(session.run.path)), prompts=prompts)
+    session.emit("phase", phase="training")
+
+
+def base_pictures(
+    session: Session, folder: Path, prompts: list[str], draw: Callable[[bool], list[Image.Image]]
+) -> list[Image.Image]:
+    """The base model's pictures, drawn once per run."""
+    paths = [folder / f"{i:02d}.png" for i in range(len(prompts))]
+    if all(p.exists() for p in paths):
+        return [Image.open(p).convert("RGB") for p in paths]
+    pictures = draw(True)
+    save_pictures(pictures, folder)
+    return pictures
+
+
+def save_state(session: Session) -> None:
+    """A checkpoint of this step, from the main process."""
+    if not session.accelerator.is_main_process:
+        return
+    scaler = session.accelerator.scaler
+    others = {
+        "schedule": session.schedule.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        **session.progress_state(),
+    }
+    path = checkpoints.save_checkpoint(
+        session.run,
+        session.step,
+        lora_state(session.model.unet),
+        session.optimizer.state_dict(),
+        others,
+        session.config.checkpoint.keep,
+    )
+    session.emit("checkpoint_saved", path=str(path.relative_to(session.run.path)))
+
+
+def export(session: Session, name: str) -> str:
+    """Write the LoRA file and prove that it holds what was trained; its path inside the run folder."""
+    config = session.config
+    session.run.export.mkdir(exist_ok=True)
+    report = export_lora(
+        session.model,
+        session.family,
+        session.run.export / f"{name}.safetensors",
+        layout=config.export.layout,
+        precision=config.export.precision,
+        metadata=run_metadata(
+            session.run, config, session.model, session.family, session.step, session.progress_state()
+        ),
+    )
+    return str(report.path.relative_to(session.run.path))

@@ -1,0 +1,67 @@
+"""The order of the pairs: complete, repeatable, independent of batch size, accumulation and processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+from mapo_core.data_order import batches, split_held_out, step_groups
+
+
+def draws(buckets: list, group: int, count: int, seed: int = 0, skip: int = 0) -> list:
+    return list(islice(step_groups(buckets, group, seed, skip), count))
+
+
+def test_every_pair_is_shown_once_per_epoch() -> None:
+    buckets = ["a"] * 7 + ["b"] * 5
+    shown = Counter((d.epoch, d.index) for g in draws(buckets, 4, 9) for d in g)
+    assert set(shown.values()) == {1}
+    assert {i for (epoch, i) in shown if epoch == 0} == set(range(12))
+
+
+def test_groups_are_of_one_bucket_as_far_as_the_numbers_allow() -> None:
+    buckets = ["a"] * 8 + ["b"] * 8
+    assert all(len({buckets[d.index] for d in g}) == 1 for g in draws(buckets, 4, 40))
+
+
+def test_a_set_smaller_than_a_group_collects_epochs() -> None:
+    first = draws(["a"] * 3, 8, 1)[0]
+    assert Counter(d.epoch for d in first) == {0: 3, 1: 3, 2: 2}
+
+
+def test_skipping_gives_the_same_groups_as_going_through_them() -> None:
+    buckets = ["a"] * 9 + ["b"] * 4
+    assert draws(buckets, 4, 30)[13:] == draws(buckets, 4, 17, skip=13)
+
+
+def test_another_seed_gives_another_order_and_seed_zero_is_a_seed() -> None:
+    buckets = ["a"] * 32
+    assert draws(buckets, 4, 8, seed=0) == draws(buckets, 4, 8, seed=0)
+    assert draws(buckets, 4, 8, seed=0) != draws(buckets, 4, 8, seed=1)
+
+
+def test_batches_are_of_one_bucket_and_keep_every_draw() -> None:
+    buckets = ["a", "b"] * 8
+    group = draws(buckets, 16, 1)[0]
+    cut = batches(group, buckets, 3)
+    assert sorted((d.epoch, d.index) for b in cut for d in b) == sorted((d.epoch, d.index) for d in group)
+    assert all(len(b) <= 3 and len({buckets[d.index] for d in b}) == 1 for b in cut)
+
+
+def test_held_out_pairs_share_no_chosen_image_with_the_others() -> None:
+    groups = [f"image {i // 3}" for i in range(60)]
+    train, held = split_held_out(groups, 0.2, seed=0)
+    assert sorted(train + held) == list(range(60))
+    assert len(held) == 12
+    assert not {groups[i] for i in train} & {groups[i] for i in held}
+    assert split_held_out(groups, 0.2, seed=0) == (train, held)
+    assert split_held_out(groups, 0.2, seed=1) != (train, held)
+
+
+def test_small_sets() -> None:
+    assert split_held_out(["a"], 0.5, seed=0) == ([0], [])
+    train, held = split_held_out(list("abcd"), 0.05, seed=0)
+    assert (len(train), len(held)) == (3, 1)
+    assert split_held_out(list("abcd"), 0.0, seed=0) == ([0, 1, 2, 3], [])
+    assert split_held_out(["same"] * 5, 0.5, seed=0) == ([0, 1, 2, 3, 4], [])
+    assert len(split_held_out([str(i) for i in range(10_000)], 0.5, seed=0)[1]) == 200
