@@ -1,0 +1,77 @@
+"""Runs: their folders, events and processes. Standard library only."""
+
+from __future__ import annotations
+
+from .child import RequestWatcher, acquire_run_lock, is_locked, watch_parent
+from .disk import (
+    fault_point,
+    faults_armed,
+    folder_atomic,
+    remove_folder,
+    remove_leftovers,
+    write_atomic,
+)
+from .events import (
+    EVENT_TYPES,
+    Event,
+    EventTail,
+    EventType,
+    EventWriter,
+    RunStatus,
+    State,
+    drop_superseded,
+    read_events,
+    run_status,
+)
+from .launch import Lifetime, RunHandle, attach, start_run, stop_run
+from .process import is_same_process, process_start_time
+from .run_dir import (
+    VERBS,
+    RunDir,
+    Verb,
+    checkpoint_step,
+    clean_leftovers,
+    create_run,
+    list_runs,
+    mapo_home,
+    open_run,
+)
+
+__all__ = [
+    "EVENT_TYPES",
+    "VERBS",
+    "Event",
+    "EventTail",
+    "EventType",
+    "EventWriter",
+    "Lifetime",
+    "RequestWatcher",
+    "RunDir",
+    "RunHandle",
+    "RunStatus",
+    "State",
+    "Verb",
+    "acquire_run_lock",
+    "attach",
+    "checkpoint_step",
+    "clean_leftovers",
+    "create_run",
+    "drop_superseded",
+    "fault_point",
+    "faults_armed",
+    "folder_atomic",
+    "is_locked",
+    "is_same_process",
+    "list_runs",
+    "mapo_home",
+    "open_run",
+    "process_start_time",
+    "read_events",
+    "remove_folder",
+    "remove_leftovers",
+    "run_status",
+    "start_run",
+    "stop_run",
+    "watch_parent",
+    "write_atomic",
+]
