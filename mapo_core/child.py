@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -32,19 +34,29 @@ def run_child(run: RunDir, lifetime: str) -> int:
 
         train(run, None, None)
         return 0
+    parent_gone = threading.Event()
+    if lifetime == "tied":
+        watch_parent(parent_gone.set)
     with acquire_run_lock(run):
         clean_leftovers(run)
         began_before = run.events.exists()
+        newest = run.latest_checkpoint()
         with (
             EventWriter(run) as events,
             RequestWatcher(run, on_stop_seen=lambda: events.emit("phase", phase="stopping")) as watcher,
         ):
-            if lifetime == "tied":
-                watch_parent(lambda: _orphaned(watcher))
-            newest = run.latest_checkpoint()
-            step = checkpoint_step(newest) if newest else 0
-            events.emit("run_resumed" if began_before else "run_started", step)
+            kind = "run_resumed" if began_before else "run_started"
+            events.emit(kind, checkpoint_step(newest) if newest else 0, steps=_steps(run))
+            threading.Thread(target=_when_orphaned, args=(parent_gone, watcher), daemon=True).start()
             return _train(run, events, watcher)
+
+
+def _steps(run: RunDir) -> int | None:
+    """How long the run is to be, if its config can be read; what is wrong with it is said later."""
+    try:
+        return json.loads(run.config.read_text(encoding="utf-8"))["training"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _train(run: RunDir, events: EventWriter, watcher: RequestWatcher) -> int:
@@ -74,10 +86,10 @@ def explain(error: Exception) -> str:
     return f"{text} (the traceback is in train.log)"
 
 
-def _orphaned(watcher: RequestWatcher) -> None:
-    """The parent is gone: stop after the current step, keep the work, and be gone soon whatever happens."""
-    watcher.stop_requested.set()
-    timer = threading.Timer(ORPHAN_LIMIT_S, lambda: os._exit(75))
-    timer.daemon = True
-    timer.start()
+def _when_orphaned(parent_gone: threading.Event, watcher: RequestWatcher) -> None:
+    """When the parent is gone: stop after the current step, keep the work, and be gone soon whatever happens."""
+    parent_gone.wait()
     sys.stderr.write("The parent process has ended: stopping after this step.\n")
+    watcher.stop_requested.set()
+    time.sleep(ORPHAN_LIMIT_S)
+    os._exit(75)

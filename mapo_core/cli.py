@@ -21,11 +21,12 @@ EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folde
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what it says."""
-    parser = build_parser()
-    known, rest = parser.parse_known_args(arguments)
-    if rest and known.command not in {"train", "pairs"}:
-        parser.error(f"unknown argument {rest[0]}; see: mapo {known.command} --help")
-    known.settings, known.findings = rest, ()
+    rest, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
+    known = build_parser().parse_args(rest)
+    known.settings, known.findings = settings, ()
+    if settings and known.command not in {"train", "pairs", "lint"}:
+        print(f"Error: mapo {known.command} takes no settings such as --{settings[0][0]}.", file=sys.stderr)
+        return 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return known.action(known)
@@ -178,25 +179,34 @@ def compare(args: argparse.Namespace) -> int:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
+def split_settings(arguments: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Take the `--section.field value` and `--section.field=value` out of the arguments."""
+    rest: list[str] = []
+    settings: list[tuple[str, str | None]] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, text = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            rest.append(word)
+        elif equals:
+            settings.append((name[2:], text))
+        else:
+            settings.append((name[2:], waiting.pop(0) if waiting else None))
+    return rest, settings
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of --config, then of --section.field, unchecked."""
     from .config import load_settings, set_value
 
-    values = load_settings(Path(args.config)) if getattr(args, "config", None) else {}
-    rest = list(args.settings)
-    while rest:
-        option = rest.pop(0)
-        name, equals, text = option.partition("=")
-        if not name.startswith("--") or ("." not in name and name not in {"--seed", "--parent"}):
-            raise ConfigError(
-                f"Unknown argument {option}. Settings are given as --section.field value, for example "
-                "--training.steps 1000; docs/settings.md lists them."
-            )
-        if not equals:
-            if not rest:
-                raise ConfigError(f"{option} needs a value.")
-            text = rest.pop(0)
-        set_value(values, name.removeprefix("--"), text)
+    values = load_settings(Path(args.config)) if args.config else {}
+    for name, text in args.settings:
+        if text is None:
+            raise ConfigError(f"--{name} needs a value.")
+        set_value(values, name, text)
+    if args.seed is not None:
+        values["seed"] = args.seed
     return values
 
 
@@ -253,7 +263,9 @@ def generated_pairs(
         listing = kept / "pairs.jsonl"
         entry = Path(__file__).resolve().parent / "__main__.py"
         words = [w for n in ("prompt", "trigger", "prefix") if getattr(args, n) for w in (f"--{n}", getattr(args, n))]
-        settings = [*(["--config", args.config] if args.config else []), *args.settings]
+        settings = ["--config", args.config] if args.config else []
+        settings += [f"--{name}={text}" for name, text in args.settings]
+        settings += ["--seed", str(config.seed)]
         command = [sys.executable, str(entry), "pairs", "--chosen", str(folder), "--model", config.model.path]
         done = subprocess.run([*command, "--out", str(listing), "--overwrite", *words, *settings], check=False)
         if done.returncode:
@@ -417,7 +429,8 @@ def add_images(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompt", help="one prompt for all images that have neither a .txt file nor metadata")
     sub.add_argument("--trigger", default="", help="trigger word, put before every prompt")
     sub.add_argument("--prefix", default="", help="text put before every prompt")
-    sub.add_argument("--config", help="settings file, JSON or YAML")
+    sub.add_argument("--config", help="settings file, JSON or YAML; --section.field overrides it")
+    sub.add_argument("--seed", type=int, help="seed of everything random (default 0)")
 
 
 def add_lifetime(sub: argparse.ArgumentParser) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import uuid
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMAT = "mapo-cache-1"
+_STALE_S = 3600.0  # no shard takes an hour to write
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class DiskCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Notice the shards that other processes have added."""
+        """Notice the shards that other processes have added; remove what killed ones left half written."""
+        for temporary in self.folder.glob("*.tmp"):
+            with suppress(OSError):
+                if time.time() - temporary.stat().st_mtime > _STALE_S:
+                    temporary.unlink()
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard in self._seen:
                 continue
