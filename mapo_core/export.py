@@ -25,6 +25,7 @@ from .lora_file import (
 )
 from .lora_keys import check_against_naming_rules, some
 from .lora_metadata import lora_metadata
+from .runs import fault_point
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,9 +103,12 @@ def export_lora(
     data = serialise(tensors, header)
     temporary = path.with_name(f"{path.name}.tmp")  # not *.safetensors: ComfyUI would list it
     try:
+        fault_point("export:start")
         _write(temporary, data)
+        fault_point("export:written")
         proof = verify_lora(model, family, temporary, adapter_name=adapter_name) if verify else None
         temporary.replace(path)
+        fault_point("export:replaced")
     except OSError as error:
         raise ExportError(
             f"Cannot write {path}: {error.strerror or error}. Make room or choose another folder, then: mapo export "

@@ -167,7 +167,7 @@ def _predict(unet: Any, adapter_names: list[str], parameters: dict[str, Tensor] 
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         side = float(_LATENT_SIDE * 8)
-        time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]] * 2).to(first.device, first.dtype)
+        time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]] * 2, device=first.device)
         arguments["added_cond_kwargs"] = {"text_embeds": noise(2, pooled), "time_ids": time_ids}
     with torch.autocast(first.device.type, enabled=False):
         sample = torch.func.functional_call(unet, parameters or {}, (latents, timesteps), arguments).sample

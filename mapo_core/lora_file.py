@@ -184,8 +184,8 @@ def read_modules(file: LoraFile) -> dict[str, LoraModule]:
     modules: dict[str, LoraModule] = {}
     with _opened(file.path) as source:
         for name, alpha in file.alphas.items():
-            weights = (source.get_tensor(f"{prefix}{name}{suffix}").clone() for suffix in (down, up))
-            modules[name] = LoraModule(name, *weights, alpha)
+            weights = [source.get_tensor(f"{prefix}{name}{suffix}").clone() for suffix in (down, up)]
+            modules[name] = LoraModule(name, weights[0], weights[1], alpha)
     return modules
 
 

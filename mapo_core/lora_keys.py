@@ -40,21 +40,25 @@ _OUTSIDE_BLOCKS = {
 }
 
 
+Depth = int | tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """What the names of a UNet's layers depend on; one entry per resolution, in the order of the forward pass.
 
     Attributes:
         res_blocks: residual blocks on the way down; on the way up there is one more.
-        down_depths: transformer blocks behind each residual block on the way down, 0 for none.
+        down_depths: transformer blocks behind each residual block on the way down, 0 for none; a tuple where they
+            differ within a resolution, as in SSD-1B.
         middle_depth: the same in the middle.
         up_depths: the same on the way up.
     """
 
     res_blocks: tuple[int, ...]
-    down_depths: tuple[int, ...]
+    down_depths: tuple[Depth, ...]
     middle_depth: int
-    up_depths: tuple[int, ...]
+    up_depths: tuple[Depth, ...]
 
 
 PUBLISHED_LAYOUTS = {
@@ -66,13 +70,14 @@ PUBLISHED_LAYOUTS = {
 def block_layout(unet_config: Any) -> BlockLayout:
     """The layout of a diffusers UNet2DConditionModel, from its `config`."""
     down, up = tuple(unet_config.down_block_types), tuple(unet_config.up_block_types)
-    res_blocks = _per_block(unet_config.layers_per_block, len(down))
     depths = _per_block(unet_config.transformer_layers_per_block, len(down))
-    up_depths = tuple(unet_config.reverse_transformer_layers_per_block or depths[::-1])
+    up_depths = _per_block(unet_config.reverse_transformer_layers_per_block or depths[::-1], len(up))
+    with_attention = "CrossAttn" in (unet_config.mid_block_type or "")
+    layers = unet_config.layers_per_block
     return BlockLayout(
-        res_blocks=res_blocks,
+        res_blocks=(layers,) * len(down) if isinstance(layers, int) else tuple(layers),
         down_depths=tuple(d if "CrossAttn" in kind else 0 for d, kind in zip(depths, down, strict=True)),
-        middle_depth=depths[-1] if "CrossAttn" in (unet_config.mid_block_type or "") else 0,
+        middle_depth=_at(depths[-1], -1) if with_attention else 0,
         up_depths=tuple(d if "CrossAttn" in kind else 0 for d, kind in zip(up_depths, up, strict=True)),
     )
 
@@ -120,8 +125,12 @@ def some(names: Iterable[str], count: int = 5) -> str:
     return ", ".join(ordered[:count]) + more
 
 
-def _per_block(value: int | Iterable[int], count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
+def _per_block(value: Any, count: int) -> tuple[Depth, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(v if isinstance(v, int) else tuple(v) for v in value)
+
+
+def _at(depth: Depth, i: int) -> int:
+    return depth if isinstance(depth, int) else depth[i]
 
 
 def _down(layout: BlockLayout) -> Iterator[tuple[str, str]]:
@@ -129,27 +138,25 @@ def _down(layout: BlockLayout) -> Iterator[tuple[str, str]]:
         first = 1 + (count + 1) * level
         for i in range(count):
             yield from _resnet(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{first + i}.0")
-            if layout.down_depths[level]:
-                here = f"down_blocks.{level}.attentions.{i}", f"input_blocks.{first + i}.1"
-                yield from _transformer(*here, layout.down_depths[level])
+            depth = _at(layout.down_depths[level], i)
+            yield from _transformer(f"down_blocks.{level}.attentions.{i}", f"input_blocks.{first + i}.1", depth)
         if level < len(layout.res_blocks) - 1:
             yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{first + count}.0.op"
 
 
 def _middle(layout: BlockLayout) -> Iterator[tuple[str, str]]:
     yield from _resnet("mid_block.resnets.0", "middle_block.0")
-    if layout.middle_depth:
-        yield from _transformer("mid_block.attentions.0", "middle_block.1", layout.middle_depth)
+    yield from _transformer("mid_block.attentions.0", "middle_block.1", layout.middle_depth)
     yield from _resnet("mid_block.resnets.1", "middle_block.2")
 
 
 def _up(layout: BlockLayout) -> Iterator[tuple[str, str]]:
     for level, count in enumerate(reversed(layout.res_blocks)):
-        first, depth = (count + 1) * level, layout.up_depths[level]
+        first, depth = (count + 1) * level, 0
         for i in range(count + 1):
             yield from _resnet(f"up_blocks.{level}.resnets.{i}", f"output_blocks.{first + i}.0")
-            if depth:
-                yield from _transformer(f"up_blocks.{level}.attentions.{i}", f"output_blocks.{first + i}.1", depth)
+            depth = _at(layout.up_depths[level], i)
+            yield from _transformer(f"up_blocks.{level}.attentions.{i}", f"output_blocks.{first + i}.1", depth)
         if level < len(layout.res_blocks) - 1:
             place = f"output_blocks.{first + count}.{2 if depth else 1}"
             yield f"up_blocks.{level}.upsamplers.0.conv", f"{place}.conv"
@@ -161,7 +168,7 @@ def _resnet(diffusers: str, ldm: str) -> Iterator[tuple[str, str]]:
 
 
 def _transformer(diffusers: str, ldm: str, depth: int) -> Iterator[tuple[str, str]]:
-    for name in ("proj_in", "proj_out"):
+    for name in ("proj_in", "proj_out") if depth else ():
         yield f"{diffusers}.{name}", f"{ldm}.{name}"
     for block in range(depth):
         for name in _TRANSFORMER_BLOCK:

@@ -6,7 +6,7 @@ Both published forms are one family; K is the per-sample squared error, phi(x) =
 
 "paper" is equations 9-11 of the second version: power beta, weight 1/beta, scale and gain 1.
 "official" is the authors' released code: weight `beta_mapo`, scale `snr_value`, gain `num_train_timesteps`, power 1.
-They are not equivalent; docs/methods.md shows how differently they pull on the rejected image.
+They are not equivalent; docs/papers.md shows how differently they pull on the rejected image.
 """
 
 from __future__ import annotations
