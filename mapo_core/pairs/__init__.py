@@ -1,0 +1,72 @@
+"""Pairs: from folders, manifests and parquet files to a checked `pairs.jsonl`.
+
+Names are loaded when first used, so that importing this package costs neither Pillow nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .captions import Captioned, PromptFrom, compose_prompt
+    from .findings import Finding, LintReport
+    from .folders import Match, pairs_from_folders, prompts_from_folder
+    from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, list_images, load_image, prepare_image
+    from .lint import lint_pairs
+    from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
+    from .metadata import ImagePrompt, prompt_from_image
+    from .pair import PairSet, PreferencePair, pairs_hash, read_pairs, write_pairs
+    from .parquet import pairs_from_parquet
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Captioned",
+    "Finding",
+    "ImagePrompt",
+    "LintReport",
+    "Match",
+    "PairSet",
+    "PreferencePair",
+    "PromptFrom",
+    "compose_prompt",
+    "image_size",
+    "lint_pairs",
+    "list_images",
+    "load_image",
+    "pairs_from_csv",
+    "pairs_from_folders",
+    "pairs_from_jsonl",
+    "pairs_from_manifest",
+    "pairs_from_parquet",
+    "pairs_hash",
+    "prepare_image",
+    "prompt_from_image",
+    "prompts_from_folder",
+    "read_pair_set",
+    "read_pair_source",
+    "read_pairs",
+    "write_pairs",
+]
+
+_MODULES = {
+    "captions": ("Captioned", "PromptFrom", "compose_prompt"),
+    "findings": ("Finding", "LintReport"),
+    "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
+    "images": ("IMAGE_SUFFIXES", "MAX_PIXELS", "image_size", "list_images", "load_image", "prepare_image"),
+    "lint": ("lint_pairs",),
+    "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
+    "metadata": ("ImagePrompt", "prompt_from_image"),
+    "pair": ("PairSet", "PreferencePair", "pairs_hash", "read_pairs", "write_pairs"),
+    "parquet": ("pairs_from_parquet",),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,139 @@
+"""What is wrong, or worth knowing, about a set of pairs, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Level = Literal["error", "warning", "note"]
+
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+WIDTH = 96  # columns
+EXAMPLES = 3
+
+TITLES = {
+    "ambiguous-name": "two images of one folder have the same name",
+    "caption-empty": "caption files without text",
+    "caption-encoding": "caption files that are not UTF-8",
+    "caption-missing": "images without a caption file",
+    "caption-name": "caption files that are not read because of their name",
+    "contradictory-vote": "the same two images, voted both ways",
+    "exact-duplicate": "different files with the same picture",
+    "identical-pair": "chosen and rejected are the same picture",
+    "loses-in-crop": "images that lose much in their bucket",
+    "low-resolution": "images far below the training resolution",
+    "missing-image": "images that are not there",
+    "missing-partner": "images without a partner in the other folder",
+    "near-duplicate": "different files with nearly the same picture",
+    "near-identical-pair": "chosen and rejected look the same",
+    "no-prompt": "no prompt",
+    "prompt-from-file-name": "prompts made from file names",
+    "prompt-too-long": "prompts longer than the text encoder's window",
+    "repeated-pair": "the same pair more than once",
+    "rows-left-out": "rows that give no pair",
+    "shortcut-bias": "chosen and rejected differ systematically in something simple",
+    "too-many-pixels": "images too large to open safely",
+    "unreadable-image": "files that cannot be read as images",
+    "unread-format": "image formats that are not read",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about the pairs.
+
+    Attributes:
+        level: "error" stops, "warning" should be looked at, "note" is for information.
+        code: kind of finding, a key of `TITLES`.
+        message: what, where, and what to do next.
+        pairs: numbers of the pairs as in the message, from 1 (the line of `pairs.jsonl`).
+        paths: the files.
+    """
+
+    level: Level
+    code: str
+    message: str
+    pairs: tuple[int, ...] = ()
+    paths: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """All findings of a check.
+
+    Attributes:
+        findings: errors first, then warnings, then notes.
+        pair_count: pairs that were checked.
+        image_count: different image files among them.
+    """
+
+    findings: tuple[Finding, ...]
+    pair_count: int
+    image_count: int
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What has to be repaired before training."""
+        return tuple(f for f in self.findings if f.level == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What a person should look at."""
+        return tuple(f for f in self.findings if f.level == "warning")
+
+    def render(self) -> str:
+        """The report as text, at most 96 columns where paths allow, with the first examples of each kind."""
+        groups: dict[tuple[Level, str], list[Finding]] = {}
+        for finding in self.findings:
+            groups.setdefault((finding.level, finding.code), []).append(finding)
+        blocks = [_render_group(level, code, found) for (level, code), found in groups.items()]
+        return "\n\n".join([*blocks, self._summary()]) + "\n"
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        levels = Counter(f.level for f in self.findings)
+        values = {
+            "pairs": self.pair_count,
+            "images": self.image_count,
+            **{f"{level}s": levels[level] for level in LEVELS},
+            "findings": [{**asdict(f), "paths": [str(path) for path in f.paths]} for f in self.findings],
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+    def _summary(self) -> str:
+        checked = f"{_count(self.pair_count, 'pair')} with {_count(self.image_count, 'image')} checked"
+        levels = Counter(f.level for f in self.findings)
+        found = [_count(levels[level], level) for level in LEVELS if levels[level]]
+        verdict = ", ".join(found) if found else "nothing found"
+        return f"{checked}: {verdict}." + (" Repair the errors and check again." if self.errors else "")
+
+
+def sort_findings(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Errors first; within a level by code, then by pair."""
+    return tuple(sorted(findings, key=lambda f: (LEVELS.index(f.level), f.code, f.pairs, f.message)))
+
+
+def _render_group(level: Level, code: str, found: list[Finding]) -> str:
+    lines = [f"{level.upper()}  {code} ({len(found)}): {TITLES[code]}"]
+    for finding in found[:EXAMPLES]:
+        lines += textwrap.wrap(
+            finding.message,
+            WIDTH,
+            initial_indent="  - ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    if len(found) > EXAMPLES:
+        lines.append(f"    and {len(found) - EXAMPLES} more")
+    return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,113 @@
+"""Pairs from lists: JSONL and CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PairsError
+from .pair import PairSet, PreferencePair, build_pairs, read_pairs, read_text
+from .parquet import pairs_from_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def read_pair_set(path: Path, images_dir: Path | None = None) -> PairSet:
+    """Read pairs from any file or folder that holds them: JSONL, CSV, or parquet (a file or a folder of files).
+
+    Args:
+        path: what to read.
+        images_dir: where the images inside parquet files are unpacked; None: a folder of their own under `MAPO_HOME`,
+            found again the next time.
+
+    Raises:
+        PairsError: as of `pairs_from_manifest` and `pairs_from_parquet`.
+    """
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        return pairs_from_parquet(path, images_dir or _unpacked(path))
+    return pairs_from_manifest(path)
+
+
+def read_pair_source(path: Path) -> list[PreferencePair]:
+    """The pairs of `read_pair_set`; what a person should know is logged as warnings."""
+    found = read_pair_set(path)
+    for finding in found.findings:
+        logger.warning("%s", finding.message)
+    return found.pairs
+
+
+def pairs_from_manifest(path: Path) -> PairSet:
+    """Read a JSONL or CSV manifest, by its suffix (`.jsonl`, `.ndjson`; `.csv`, `.tsv`).
+
+    Raises:
+        PairsError: another suffix, or as of `pairs_from_jsonl` and `pairs_from_csv`.
+    """
+    suffix = path.suffix.lower()
+    if suffix in {".jsonl", ".ndjson"}:
+        return pairs_from_jsonl(path)
+    if suffix in {".csv", ".tsv"}:
+        return pairs_from_csv(path)
+    raise PairsError(f"{path} is not a list of pairs: its name must end in .jsonl, .ndjson, .csv, .tsv or .parquet.")
+
+
+def pairs_from_jsonl(path: Path) -> PairSet:
+    """Read one pair per line, with the fields of `PreferencePair`; image paths are relative to the file's folder.
+
+    Raises:
+        PairsError: the file cannot be read, or lines are wrong; `problems` has all of them.
+    """
+    return _sourced(path, read_pairs(path))
+
+
+def pairs_from_csv(path: Path) -> PairSet:
+    """Read one pair per row; the first row names the columns, which are the fields of `PreferencePair`.
+
+    Cells are separated by commas, semicolons or tabs, whichever the first row has most of; an empty cell is a field not
+    given, but for the prompt, which may be empty. Image paths are relative to the file's folder.
+
+    Raises:
+        PairsError: the file cannot be read, or rows are wrong; `problems` has all of them.
+    """
+    return _sourced(path, build_pairs(path, _csv_records(path)))
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                yield (
+                    reader.line_num,
+                    f"more cells than the {len(row) - 1} columns; quote cells that hold the separator",
+                )
+            else:
+                yield (
+                    reader.line_num,
+                    {k.strip(): v for k, v in row.items() if v or (v == "" and k.strip() == "prompt")},
+                )
+    except csv.Error as error:
+        yield reader.reader.line_num, f"not CSV ({error})"
+
+
+def _unpacked(path: Path) -> Path:
+    from ..runs import mapo_home
+
+    digest = hashlib.sha256(str(path.resolve()).encode(errors="replace")).hexdigest()[:8]
+    return mapo_home() / "unpacked" / f"{path.stem}-{digest}"
+
+
+def _sourced(path: Path, pairs: list[PreferencePair]) -> PairSet:
+    """Pairs that do not say where they come from get the manifest's name."""
+    if not pairs:
+        raise PairsError(f"{path} has no pairs. Each line needs at least prompt, chosen and rejected.")
+    update = {"source": f"{path.name}; prompt from {path.name}"}
+    return PairSet([p if p.source else p.model_copy(update=update) for p in pairs], [], {"manifest": len(pairs)})

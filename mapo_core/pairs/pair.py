@@ -1,0 +1,210 @@
+"""PreferencePair, and `pairs.jsonl`: one checked pair per line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from .._settings import Settings
+from ..errors import PairsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from .findings import Finding
+
+IMAGE_FIELDS = ("chosen", "rejected", "chosen_mask", "rejected_mask")
+
+
+class PreferencePair(Settings):
+    """Two images for one prompt, of which the first is preferred."""
+
+    prompt: str
+    """What the model is given for both images."""
+    chosen: Path
+    """The preferred image."""
+    rejected: Path
+    """The other image."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Factor on this pair's loss."""
+    rejected_prompt: str | None = None
+    """Prompt of the rejected image, for methods that use another one; None: the same."""
+    base_prompt: str | None = None
+    """Prompt for the reference model, for methods that use another one; None: the same."""
+    chosen_score: float | None = Field(default=None, allow_inf_nan=False)
+    """Score of the chosen image, for methods that use scores."""
+    rejected_score: float | None = Field(default=None, allow_inf_nan=False)
+    """Score of the rejected image."""
+    chosen_mask: Path | None = None
+    """Greyscale image; white where the chosen image counts."""
+    rejected_mask: Path | None = None
+    """Greyscale image; white where the rejected image counts."""
+    source: str = ""
+    """Where the pair and its prompt come from, for people: "stem; prompt from cat.txt"."""
+
+    @field_validator(*IMAGE_FIELDS)
+    @classmethod
+    def _names_a_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not value.name:
+            raise ValueError("is empty; it must be the path of an image")
+        return value
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs as a reader found them.
+
+    Attributes:
+        pairs: the complete pairs, in order.
+        findings: what was wrong with the rest, and what a person should know.
+        counts: number of pairs by where their prompt comes from, and of rows that were left out.
+    """
+
+    pairs: list[PreferencePair]
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """Read JSONL, one pair per line; image paths are relative to the file's folder.
+
+    Whether the images exist is for `lint_pairs` to say.
+
+    Raises:
+        PairsError: the file cannot be read, or lines are wrong; `problems` has all of them with line numbers.
+    """
+    return build_pairs(path, _json_records(path))
+
+
+def build_pairs(path: Path, records: Iterable[tuple[int, dict[str, Any] | str]]) -> list[PreferencePair]:
+    """Validate records of a manifest.
+
+    Args:
+        path: the manifest; relative image paths start at its folder.
+        records: (line number, fields), or (line number, what is wrong with the line).
+
+    Raises:
+        PairsError: `problems` has every wrong line.
+    """
+    pairs: list[PreferencePair] = []
+    problems: list[str] = []
+    folder = path.absolute().parent
+    for line, record in records:
+        if isinstance(record, str):
+            problems.append(f"line {line}: {record}")
+            continue
+        try:
+            pairs.append(_with_folder(PreferencePair.model_validate(record), folder))
+        except ValidationError as error:
+            problems += [f"line {line}: {_explain(e)}" for e in error.errors()]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise PairsError(
+            f"{path} is not a valid list of pairs: {shown}. Correct these lines and read it again.", problems
+        )
+    return pairs
+
+
+def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
+    """Write JSONL with absolute image paths, UTF-8; the file appears whole or not at all.
+
+    Raises:
+        PairsError: the file cannot be written, or a file name has bytes that are not UTF-8.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for pair in pairs:
+                record = _with_folder(pair, Path.cwd()).model_dump(mode="json", exclude_none=True)
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except UnicodeEncodeError as error:
+        raise PairsError(f"A file name or prompt is not valid Unicode: {error.object!r}. Rename the file.") from error
+    except OSError as error:
+        raise PairsError(f"Cannot write {path}: {error.strerror}. Check the folder and its free space.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def pairs_hash(pairs: Sequence[PreferencePair]) -> str:
+    """sha256 over what is trained on: prompts, weights, scores and the bytes of the images, in order.
+
+    Paths and `source` do not count, so that a moved data set keeps its hash.
+
+    Raises:
+        PairsError: an image is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    known: dict[Path, str] = {}
+    for number, pair in enumerate(pairs, start=1):
+        record: dict[str, Any] = pair.model_dump(mode="json", exclude={*IMAGE_FIELDS, "source"})
+        for name in IMAGE_FIELDS:
+            path = getattr(pair, name)
+            if path is not None and path not in known:
+                known[path] = _file_hash(path, number, name)
+            record[name] = None if path is None else known[path]
+        digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path, number: int, name: str) -> str:
+    role = name.replace("_", " ") + ("" if name.endswith("mask") else " image")
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise PairsError(f"Pair {number}: {role} is missing: {path}. Fix the folder and scan again.") from None
+    except OSError as error:
+        raise PairsError(f"Pair {number}: {role} cannot be read: {path}: {error.strerror}.") from error
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    # Not splitlines: prompts may hold U+2028 and its like, which are no line ends in JSONL.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            yield number, f"not JSON ({error})"
+            continue
+        yield number, record if isinstance(record, dict) else "not a JSON object with the fields of a pair"
+
+
+def read_text(path: Path) -> str:
+    """A manifest's text.
+
+    Raises:
+        PairsError: it is missing or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PairsError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8 and read it again.") from error
+    except OSError as error:
+        raise PairsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+
+
+def _with_folder(pair: PreferencePair, folder: Path) -> PreferencePair:
+    """The pair with absolute paths."""
+    relative = {n: getattr(pair, n) for n in IMAGE_FIELDS}
+    moved = {n: folder / p for n, p in relative.items() if p is not None and not p.is_absolute()}
+    return pair.model_copy(update=moved) if moved else pair
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown field {name}; there are {', '.join(PreferencePair.model_fields)}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name}: {str(error['msg']).removeprefix('Value error, ')} (got {error['input']!r})"

@@ -1,0 +1,183 @@
+"""Pairs from parquet files as Pick-a-Pic has them: two images, their label and the caption in each row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PairsError
+from .findings import Finding
+from .pair import PairSet, PreferencePair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+_REQUIRED = ("jpg_0", "jpg_1", "label_0", "caption")
+_OPTIONAL = ("label_1", "has_label")
+_ROWS = 32  # rows turned into Python objects at a time
+_BUFFER_BYTES = 2**20
+_LEFT_OUT = {
+    "tie": "are ties",
+    "unlabelled": "have no label, or labels that do not agree",
+    "no image": "lack an image, or hold something else in its place",
+}
+
+
+def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
+    """Read Pick-a-Pic-style parquet: columns jpg_0, jpg_1, label_0, caption, and label_1 and has_label if there.
+
+    label_0 is 1 where jpg_0 is preferred, 0 where jpg_1 is, 0.5 for a tie. Each different image is written once, to
+    `out_dir/images` under its sha256. A row group that is done leaves a file in `out_dir/parts`, so that a run that was
+    interrupted goes on there; memory is that of the largest row group's pages, whatever the size of the file.
+
+    Args:
+        source: a file, or a folder with `.parquet` files.
+        out_dir: where images and parts go.
+        progress: called with (rows done, rows in all) after each row group.
+
+    Returns:
+        The pairs in order; `counts` has them ("parquet caption") and the rows left out, by reason.
+
+    Raises:
+        PairsError: pyarrow is missing, a file cannot be read or lacks a column, or no pair results.
+    """
+    parquet = _pyarrow_parquet()
+    files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    if not files:
+        raise PairsError(f"There are no .parquet files in {source}. Check the path.")
+    opened = [_open(parquet, file) for file in files]
+    total = sum(table.metadata.num_rows for table in opened)
+    pairs: list[PreferencePair] = []
+    counts: Counter[str] = Counter()
+    done = 0
+    for file, table in zip(files, opened, strict=True):
+        with table:
+            for group in range(table.num_row_groups):
+                part = _part(file, table, group, out_dir)
+                pairs += [_pair(record, out_dir) for record in part["pairs"]]
+                counts.update(part["left_out"])
+                done += table.metadata.row_group(group).num_rows
+                if progress:
+                    progress(done, total)
+    findings = [_left_out(reason, counts[reason], total) for reason in _LEFT_OUT if counts[reason]]
+    if not pairs:
+        problems = [finding.message for finding in findings]
+        raise PairsError(f"No pair results from {source}: " + (" ".join(problems) or "there are no rows."), problems)
+    return PairSet(pairs, findings, {"parquet caption": len(pairs), **counts})
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise PairsError("Reading parquet needs pyarrow, which is not installed: pip install pyarrow") from None
+    return pyarrow.parquet
+
+
+def _open(parquet: Any, file: Path) -> Any:
+    try:
+        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+    except OSError as error:
+        raise PairsError(f"Cannot read {file}: {error.strerror or error}. Check the path.") from error
+    except ValueError as error:  # pyarrow.ArrowInvalid
+        raise PairsError(f"{file} is not a parquet file, or was cut short: {error}. Download it again.") from error
+    lacking = [name for name in _REQUIRED if name not in table.schema_arrow.names]
+    if lacking:
+        there = ", ".join(table.schema_arrow.names)
+        raise PairsError(f"{file} lacks the columns {', '.join(lacking)}; it has {there}. Rename them, or use JSONL.")
+    return table
+
+
+def _part(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any]:
+    """The pairs of one row group, from an earlier run where that finished it."""
+    state = file.stat()
+    key = hashlib.sha256(f"{file.absolute()} {state.st_size} {state.st_mtime_ns}".encode(errors="replace")).hexdigest()
+    path = out_dir / "parts" / f"{key[:16]}-{group:05}.json"
+    if path.is_file():
+        part = json.loads(path.read_bytes())
+        if all((out_dir / record[role]).is_file() for record in part["pairs"] for role in ("chosen", "rejected")):
+            return part
+    try:
+        part = _convert(file, table, group, out_dir)
+        _write_new(path, json.dumps(part, ensure_ascii=False).encode())
+    except (OSError, ValueError) as error:  # the second from pyarrow, on damaged pages
+        raise PairsError(f"Cannot go on with {file}: {error}. Check the file and the space in {out_dir}.") from error
+    return part
+
+
+def _convert(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any]:
+    first = sum(table.metadata.row_group(g).num_rows for g in range(group))
+    columns = [*_REQUIRED, *(name for name in _OPTIONAL if name in table.schema_arrow.names)]
+    batches = table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns)
+    rows: Iterable[dict[str, Any]] = (row for batch in batches for row in batch.to_pylist())
+    records: list[dict[str, str]] = []
+    left_out: Counter[str] = Counter()
+    for number, row in enumerate(rows, start=first + 1):
+        record = _record(row, out_dir)
+        if isinstance(record, str):
+            left_out[record] += 1
+        else:
+            records.append({**record, "source": f"{file.name} row {number}; prompt from caption"})
+    return {"pairs": records, "left_out": left_out}
+
+
+def _record(row: dict[str, Any], out_dir: Path) -> dict[str, str] | str:
+    """A pair with image paths below `out_dir`, or the reason why the row gives none."""
+    label, other = row["label_0"], row.get("label_1")
+    if label is None or row.get("has_label") is False or not 0 <= label <= 1:
+        return "unlabelled"
+    if other is not None and abs(label + other - 1) > 1e-6:
+        return "unlabelled"
+    if abs(label - 0.5) < 1e-6:
+        return "tie"
+    images = [_image_bytes(row[name]) for name in (("jpg_0", "jpg_1") if label > 0.5 else ("jpg_1", "jpg_0"))]
+    suffixes = [_suffix(content) for content in images]
+    if not all(suffixes):
+        return "no image"
+    chosen, rejected = (_store(c, s, out_dir) for c, s in zip(images, suffixes, strict=True))
+    return {"prompt": " ".join((row["caption"] or "").split()), "chosen": chosen, "rejected": rejected}
+
+
+def _image_bytes(value: Any) -> bytes:
+    """Bytes, plain or as the `datasets` library wraps them; empty where there are none."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else b""
+
+
+def _suffix(content: bytes) -> str:
+    if content[8:12] == b"WEBP":
+        return ".webp"
+    starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
+    return next((suffix for start, suffix in starts.items() if content.startswith(start)), "")
+
+
+def _store(content: bytes, suffix: str, out_dir: Path) -> str:
+    """Write an image under its hash, once; its path below `out_dir`."""
+    name = hashlib.sha256(content).hexdigest()
+    relative = f"images/{name[:2]}/{name}{suffix}"
+    path = out_dir / relative
+    if not path.is_file():
+        _write_new(path, content)
+    return relative
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """A file is there whole or not at all, so that what is there need not be written again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _pair(record: dict[str, str], out_dir: Path) -> PreferencePair:
+    chosen, rejected = (out_dir.absolute() / record[role] for role in ("chosen", "rejected"))
+    return PreferencePair(prompt=record["prompt"], chosen=chosen, rejected=rejected, source=record["source"])
+
+
+def _left_out(reason: str, count: int, total: int) -> Finding:
+    level = "note" if reason == "tie" else "warning"
+    return Finding(level, "rows-left-out", f"{count} of {total} rows {_LEFT_OUT[reason]} and were left out.")
