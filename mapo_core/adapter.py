@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
@@ -73,15 +73,15 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
 @contextmanager
 def lora_strength(unet: nn.Module, strength: float) -> Iterator[None]:
     """Inside, the LoRA's update is multiplied by `strength`."""
-    layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
-    before = [dict(layer.scaling) for layer in layers]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    layers: list[Any] = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
+    before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
-        layer.scaling[ADAPTER] *= strength  # pyright: ignore[reportIndexIssue]
+        layer.scaling[ADAPTER] *= strength
     try:
         yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            layer.scaling.update(scaling)
 
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:

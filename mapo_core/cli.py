@@ -349,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = add("demo", demo, "Train a style LoRA on the built-in demo model, in minutes, on any machine.", "mapo demo")
-    sub.add_argument("--style", default="neon", help="drawing style to teach: neon, cartoon or sticker (default neon)")
+    sub.add_argument("--style", default="cartoon", help="drawing style to teach: cartoon (default), sticker or neon")
     sub.add_argument("--method", default="mapo", choices=["mapo", "sft", "diffusion_dpo"], help="default mapo")
     sub.add_argument("--steps", type=int, help="training steps; more take longer and fit closer")
     sub.add_argument("--seed", type=int, default=0)

@@ -147,4 +147,4 @@ class DiskCache:
 
 
 def _crc(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)

@@ -29,7 +29,7 @@ def build_optimizer(parameters: Sequence[torch.nn.Parameter], config: OptimizerC
     if config.type == "adamw":
         return torch.optim.AdamW(parameters, **arguments)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except Exception as error:  # bitsandbytes fails in many ways where its native library does not fit
         raise ConfigError(
             f"optimizer.type adamw8bit needs bitsandbytes, which does not load here ({error}). Install it "

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .families.base import DiffusionModel, Family
     from .methods import Loss
     from .pairs import PreferencePair
+    from .runs import EventType
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Session:
     held_out: HeldOut | None = None
     started_at: float = field(default_factory=time.time)
 
-    def emit(self, type_: str, **fields: Any) -> None:
+    def emit(self, type_: EventType, **fields: Any) -> None:
         """Write an event, in the main process."""
         if self.events is not None:
             self.events.emit(type_, self.step, **fields)

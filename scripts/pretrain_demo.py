@@ -17,6 +17,7 @@ import math
 import random
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def build_tokenizer(out: Path) -> None:
     for word in words:
         symbols = [*word[:-1], word[-1] + "</w>"]
         while True:
-            found = [(rank[p], p) for p in zip(symbols, symbols[1:], strict=False) if p in rank]
+            found = [(rank[p], p) for p in pairwise(symbols) if p in rank]
             if not found:
                 break
             index, pair = min(found)
@@ -474,6 +475,7 @@ def install(out: Path) -> None:
 
 
 def main() -> None:
+    """Run the stages that are asked for or not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
     parser.add_argument("--stage", choices=["tokenizer", "vae", "classifier", "unet", "evaluate"])

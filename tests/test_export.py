@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mapo_core import export
+from mapo_core import export, lora_check
 from mapo_core.errors import ExportError
 from mapo_core.export import export_lora, load_lora, read_lora, verify_lora
 from mapo_core.families import FAMILIES, DiffusionModel, Family
@@ -334,10 +335,12 @@ BUSY = ["training", "another adapter active", "evaluating, adapter off", "wrappe
 
 
 @pytest.fixture(params=BUSY)
-def busy(request: pytest.FixtureRequest) -> Iterator[DiffusionModel]:
+def busy(request: pytest.FixtureRequest) -> DiffusionModel:
     model = trained(groups=ALL, lora_dropout=0.3, dtype=torch.bfloat16)
     unet: Any = model.unet
     unet.train()
+    for layer in list(layers(model).values())[::2]:
+        layer.lora_A.requires_grad_(False)  # whatever someone has frozen stays so
     if request.param == "evaluating, adapter off":
         unet.eval()
         unet.mid_block.train()
@@ -367,29 +370,30 @@ def test_the_proof_computes_in_the_models_own_precision(tmp_path: Path) -> None:
     assert report.relative_difference < 2 * EPS["fp16"]
 
 
+FAILURES: dict[str, tuple[Any, str, int]] = {
+    "before loading": (StableDiffusionXLPipeline, "load_lora_weights", 1),
+    "while layers are added": (LoraLinear, "update_layer", 5),
+    "while weights are set": (UNet2DConditionModel, "load_state_dict", 1),
+    "after loading": (lora_check, "_predict", 4),
+}
+
+
 @pytest.mark.parametrize("busy", BUSY[:2], indirect=True)
-@pytest.mark.parametrize("when", ["load_lora_weights", "_predict", "load_state_dict"])
+@pytest.mark.parametrize("when", FAILURES)
 def test_the_model_is_untouched_by_a_failure(
     busy: DiffusionModel, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state_of(busy)
-    broken = RuntimeError("broken")
+    owner, name, last = FAILURES[when]
+    real, calls = getattr(owner, name), []
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise broken
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == last:
+            raise RuntimeError("broken")
+        return real(*args, **kwargs)
 
-    if when == "_predict":
-        import mapo_core.lora_check as lora_check
-
-        calls: list[Any] = []
-        real = lora_check._predict
-        monkeypatch.setattr(
-            lora_check, "_predict", lambda *a: fail() if calls.append(a) or len(calls) == 4 else real(*a)
-        )
-    elif when == "load_state_dict":  # in the middle of diffusers' loader, which then cleans up only in part
-        monkeypatch.setattr(busy.unet, "load_state_dict", fail)
-    else:
-        monkeypatch.setattr(StableDiffusionXLPipeline, when, fail)
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises((ExportError, RuntimeError), match="broken"):
         export_lora(busy, SDXL, tmp_path / "style.safetensors")
     assert_same(before, state_of(busy))

@@ -52,14 +52,18 @@ def write_pictures(folder: Path, style: str, count: int = PAIRS, seed: int = 0) 
     Returns:
         The chosen and the rejected folder.
     """
+    from ..runs import write_atomic
+    from ..sampling import save_image
+
     chosen, rejected = folder / "chosen", folder / "rejected"
     for path in (chosen, rejected):
         path.mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(itertools.islice(scenes(1000 + seed, held_out=False), count)):
         name = f"{i:04d}-{scene.things[0].name}"
-        render(scene, style).save(chosen / f"{name}.png")
-        render(scene, "plain").save(rejected / f"{name}.png")
-        (chosen / f"{name}.txt").write_text(scene.caption + "\n", encoding="utf-8")
+        for path, drawn in ((chosen / f"{name}.png", style), (rejected / f"{name}.png", "plain")):
+            if not path.exists():  # another demo may be reading the same pictures
+                save_image(render(scene, drawn), path)
+        write_atomic(chosen / f"{name}.txt", scene.caption + "\n")
     return chosen, rejected
 
 
@@ -129,7 +133,7 @@ def fidelity(images: Sequence[Image.Image], captions: Sequence[Scene], style: st
     return Fidelity(float(scores.style(style).mean()), float(scores.objects.mean()), float(scores.colours.mean()))
 
 
-def run_demo(style: str = "neon", method: str = "mapo", steps: int | None = None, seed: int = 0) -> int:
+def run_demo(style: str = "cartoon", method: str = "mapo", steps: int | None = None, seed: int = 0) -> int:
     """The whole demo, on the terminal; returns the exit code."""
     from ..cli import lint_set
     from ..config import build_config

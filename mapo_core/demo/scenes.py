@@ -251,7 +251,7 @@ def render(scene: Scene, style: str = "plain", size: int = SIZE) -> Image.Image:
     """
     supersampling = 3
     scale = supersampling * size / SIZE  # canvas pixels per scene pixel
-    canvas = Image.new("RGB", (size * supersampling,) * 2, _backdrop(scene.background, style))
+    canvas = Image.new("RGB", (size * supersampling, size * supersampling), _backdrop(scene.background, style))
     draw = ImageDraw.Draw(canvas)
     for thing in scene.things:
         _draw_thing(draw, thing, style, scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ class Loss(Protocol):
 
     needs: ClassVar[frozenset[str]]
 
-    def __call__(self, **errors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, *args: Any, **errors: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss per pair [B], float32, and metrics per pair [B], detached."""
         ...
 

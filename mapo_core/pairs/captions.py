@@ -182,7 +182,8 @@ def _from_names(named: list[Captioned]) -> list[Finding]:
         return []
     message = (
         f"The prompts of images without another source ({len(named)}) are made from their file names, such as "
-        f"{named[0].prompt!r} from {named[0].image.name}. If that is not meant, write .txt files beside the images, or give a fixed prompt."
+        f"{named[0].prompt!r} from {named[0].image.name}. If that is not meant, write .txt files beside the images, or "
+        "give a fixed prompt."
     )
     return [Finding("warning", "prompt-from-file-name", message, paths=tuple(c.image for c in named))]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapo_core.errors import ConfigError
 from mapo_core.config import build_config
+from mapo_core.errors import ConfigError
 from mapo_core.methods import MaPOConfig, MaPOLoss
 from mapo_core.methods.mapo import log_phi
 
@@ -98,9 +98,9 @@ def test_equal_errors_leave_only_the_chosen_term() -> None:
 
 def test_a_field_of_the_other_form_is_an_error_that_names_the_right_one() -> None:
     base = {"name": "x", "model": {"path": "demo"}, "data": {"pairs": "p.jsonl"}}
-    with pytest.raises(ConfigError, match="margin_weight belongs to parametrisation 'official'.*takes beta"):
+    with pytest.raises(ConfigError, match=r"margin_weight belongs to parametrisation 'official'.*takes beta"):
         build_config({**base, "method": {"type": "mapo", "parametrisation": "paper", "margin_weight": 0.1}})
-    with pytest.raises(ConfigError, match="beta belongs to parametrisation 'paper'.*margin_weight"):
+    with pytest.raises(ConfigError, match=r"beta belongs to parametrisation 'paper'.*margin_weight"):
         build_config({**base, "method": {"type": "mapo", "parametrisation": "official", "beta": 8}})
 
 
