@@ -479,7 +479,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo"))
     parser.add_argument("--stage", choices=["tokenizer", "vae", "classifier", "unet", "evaluate"])
-    parser.add_argument("--steps", type=int, default=20_000, help="UNet steps of 16 pictures")
+    parser.add_argument("--steps", type=int, default=12_000, help="UNet steps of 16 pictures")
     parser.add_argument("--scenes", type=int, default=40_000, help="training scenes")
     parser.add_argument("--install", action="store_true", help="copy the finished model into the package")
     args = parser.parse_args()
