@@ -29,7 +29,7 @@ from mapo_core.demo.run import create_demo_run, demo_values, measure_demo  # noq
 from mapo_core.runs import open_run, read_events, run_status, start_run  # noqa: E402
 
 STYLE = "cartoon"
-GRID = {"mapo": (None,), "sft": (3e-4, 1e-3, 3e-3), "diffusion_dpo": (1e-4, 3e-4, 1e-3)}  # None: the shipped default
+GRID = {"mapo": (1e-3, 3e-3), "sft": (3e-4, 1e-3, 3e-3), "diffusion_dpo": (1e-4, 3e-4, 1e-3)}
 SEEDS = (0, 1, 2)
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .session import Session
 
 
+CHOSEN_ERROR_LIMIT = 1.1  # times the base model's; preference training that pushes too hard ends in noise
+
+
 def measure(session: Session) -> None:
     """Accuracy and margin on the held-out pairs; the base model's too, the first time."""
     if not session.held_out_indices or not session.accelerator.is_main_process:
@@ -46,6 +49,14 @@ def measure(session: Session) -> None:
         session.held_out_base = run(base=True)
     session.held_out = session.held_out_base if session.step == 0 else run(base=False)
     session.emit("evaluated", **session.held_out.as_dict(), base=session.held_out_base.as_dict())
+    if session.held_out.chosen_mse > CHOSEN_ERROR_LIMIT * session.held_out_base.chosen_mse:
+        session.emit(
+            "warning",
+            code="chosen_error_rises",
+            message=f"The error on held-out chosen images has risen from {session.held_out_base.chosen_mse:.4f} to "
+            f"{session.held_out.chosen_mse:.4f}: the LoRA is moving away from them. Stop, and start again with a lower "
+            "optimizer.learning_rate or a weaker margin.",
+        )
     session.emit("phase", phase="training")
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -238,21 +240,20 @@ def test_a_hub_id_from_the_cache(hub: Path, tiny: Tiny, tmp_path: Path, monkeypa
     (place / "snapshots").mkdir()
     (place / "snapshots" / commit).symlink_to(tiny.folder)
     tree = [p.relative_to(tiny.folder).as_posix() for p in tiny.folder.rglob("*") if p.is_file()]
-    asked: list[list[str]] = []
-    monkeypatch.setattr(
-        "huggingface_hub._snapshot_download._raise_if_incomplete_snapshot",
-        lambda **kwargs: asked.append(
-            [f for f in tree if any(Path(f).match(p) or f == p for p in kwargs["allow_patterns"])]
-        ),
-        raising=False,
-    )
+    fetched: list[set[str]] = []
+
+    def recording(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        fetched.append({f for f in tree if any(fnmatch(f, p) for p in allow_patterns)})
+        return snapshot_download(repo, revision=revision, allow_patterns=allow_patterns)
+
+    snapshot_download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", recording)
     found = detect("some/model")
     assert (found.family, found.kind) == (tiny.name, "hub")
-    assert asked
-    assert not any(f.endswith(".safetensors") for f in asked[-1])
-    assert {"model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"} <= set(asked[-1])
+    assert not any(f.endswith(".safetensors") for f in fetched[-1])
+    assert {"model_index.json", "unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"} <= fetched[-1]
     model = tiny.family.load(ModelConfig(path="some/model"))
-    assert {f for f in asked[-1] if f.endswith(".safetensors")} == {f for f in tree if f.endswith(".safetensors")}
+    assert {f for f in fetched[-1] if f.endswith(".safetensors")} == {f for f in tree if f.endswith(".safetensors")}
     assert torch.equal(model.unet.conv_in.weight, tiny.pipe.unet.conv_in.weight)  # pyright: ignore
     assert model.source == "some/model"
 

@@ -342,6 +342,16 @@ def test_the_effect_size_is_that_of_the_textbook() -> None:
     assert paired_effect(differences) == pytest.approx((1.0, 1 - 2.306 / 3, 1 + 2.306 / 3), abs=1e-3)
 
 
+def test_sharpness_is_that_of_the_training_image(draw: Draw) -> None:
+    """A large original is not sharper than what is made of it; a small one, enlarged, is softer."""
+    large = draw(5, size=256)
+    small = large.resize((64, 64), Image.Resampling.BICUBIC)
+    at_64 = [measure.measure(image, 64).sharpness for image in (large, small)]
+    at_256 = [measure.measure(image, 256).sharpness for image in (large, small)]
+    assert at_64[0] == pytest.approx(at_64[1], abs=0.1)
+    assert at_256[0] > at_256[1] + 1
+
+
 def test_chance_alone_seldom_looks_like_bias() -> None:
     rng = np.random.default_rng(1)
 
