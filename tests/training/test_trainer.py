@@ -65,7 +65,9 @@ def test_held_out_measures_are_the_base_models_before_the_first_step_and_change_
 
 
 def test_a_rising_error_on_chosen_images_is_said(new_run: Run) -> None:
-    run = new_run("diverging", optimizer={"learning_rate": 1.0}, adapter={"alpha": 4000.0}, validation={"every_steps": 2})
+    run = new_run(
+        "diverging", optimizer={"learning_rate": 1.0}, adapter={"alpha": 4000.0}, validation={"every_steps": 2}
+    )
     run_here(run)
     last = events_of(run, "evaluated")[-1]
     assert last["chosen_mse"] > 1.1 * last["base"]["chosen_mse"]  # a learning rate of 1 does that
