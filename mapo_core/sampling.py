@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .adapter import adapter_off
+from .families._clip import stack_embeds
 from .runs import write_atomic
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def sample_images(
         with adapter_off(model.unet) if base else nullcontext():
             for start in range(0, len(prompts), size):
                 part = list(prompts[start : start + size])
-                arguments = _embeds(model, family, part, negative)
+                arguments = _embeds(model, part, negative)
                 generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + size]]
                 with autocast():
                     latents = pipe(
@@ -100,25 +101,16 @@ def decode(model: DiffusionModel, latents: Tensor) -> list[Image.Image]:
     return pictures
 
 
-def _embeds(
-    model: DiffusionModel, family: Family, prompts: list[dict[str, Tensor]], negative: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _embeds(model: DiffusionModel, prompts: list[dict[str, Tensor]], negative: dict[str, Tensor]) -> dict[str, Tensor]:
     """The pipeline's arguments: every prompt and the negative one, brought to one length."""
     dtype = next(model.unet.parameters()).dtype
-    length = max(p["prompt_embeds"].shape[0] for p in [*prompts, negative])
-
-    def lengthen(embeds: Tensor) -> Tensor:
-        if embeds.ndim < 2 or embeds.shape[0] == length:
-            return embeds
-        repeats = -(-length // embeds.shape[0])
-        return embeds.repeat(repeats, 1)[:length]
-
     arguments: dict[str, Tensor] = {}
     for name in prompts[0]:
-        arguments[name] = torch.stack([lengthen(p[name]) for p in prompts]).to(model.device, dtype)
-        arguments[f"negative_{name}"] = (
-            lengthen(negative[name]).expand_as(arguments[name][0]).to(model.device, dtype).expand_as(arguments[name])
-        )
+        values = [negative[name], *(p[name] for p in prompts)]
+        stacked = stack_embeds(values) if values[0].ndim == 2 else torch.stack(values)
+        stacked = stacked.to(model.device, dtype)
+        arguments[name] = stacked[1:]
+        arguments[f"negative_{name}"] = stacked[:1].expand_as(stacked[1:])
     return arguments
 
 

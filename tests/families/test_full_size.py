@@ -1,4 +1,4 @@
-"""The published sizes, with random weights, through the public path. SDXL needs 7 GB of disk and 14 GB of memory."""
+"""The published sizes, with random weights, through the public path. SDXL needs 7 GB of disk and 17 GB of memory."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class TestLifetime:
         assert run_status(run).state == "interrupted"
 
     def test_tied_outlives_its_handle(self, make_run: MakeRun) -> None:
-        run = make_run(steps=5, step_s=0.02)
+        run = make_run(steps=150, step_s=0.02)
         start_run(run)
         gc.collect()
         handle = attach(run)
