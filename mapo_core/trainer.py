@@ -220,8 +220,10 @@ def finish(session: Session) -> None:
         raise StoppedEarlyError
     done = session.step >= session.config.training.steps
     save_state(session)
-    if done:
+    every = session.config.validation
+    if done and not (every.every_steps and session.step % every.every_steps == 0):  # else it has just been done
         measure(session)
+    if done and not (every.sample_every_steps and session.step % every.sample_every_steps == 0):
         draw_samples(session)
     session.emit("phase", phase="writing the LoRA")
     lora = export(session, session.run.name)

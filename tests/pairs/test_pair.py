@@ -60,6 +60,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
+    with path.open("rb") as reader:  # one who has the old file open is not disturbed: the new one is moved into place
+        write_pairs(path, [PreferencePair(prompt="new", chosen=Path("a.png"), rejected=Path("b.png"))])
+        assert reader.read() == before
+    assert read_pairs(path)[0].prompt == "new"
+
 
 def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "a", "chosen": "x/1.png", "rejected": str(tmp_path / "2.png")})
