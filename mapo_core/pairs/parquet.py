@@ -49,13 +49,15 @@ def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, 
     files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     if not files:
         raise PairsError(f"There are no .parquet files in {source}. Check the path.")
-    opened = [_open(parquet, file) for file in files]
-    total = sum(table.metadata.num_rows for table in opened)
+    total = 0
+    for file in files:  # a fault in the last file is told before the first is unpacked
+        with _open(parquet, file) as table:
+            total += table.metadata.num_rows
     pairs: list[PreferencePair] = []
     counts: Counter[str] = Counter()
     done = 0
-    for file, table in zip(files, opened, strict=True):
-        with table:
+    for file in files:
+        with _open(parquet, file) as table:
             for group in range(table.num_row_groups):
                 part = _part(file, table, group, out_dir)
                 pairs += [_pair(record, out_dir) for record in part["pairs"]]

@@ -301,6 +301,8 @@ def test_a_caption_under_a_wrong_name_is_pointed_out(tmp_path: Path, put: Put, n
     image = put("chosen/fox.png")
     put("rejected/fox.png")
     (tmp_path / "chosen" / name).write_text("a fox")
+    if (tmp_path / "chosen/fox.txt").is_file():
+        pytest.skip("upper and lower case are the same to this file system")
     found = pairs_from_folders(tmp_path / "chosen", tmp_path / "rejected", prompt="fixed")
     assert codes(found.findings) == ["caption-name"]
     assert found.findings[0].level == "warning"

@@ -60,9 +60,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
-    with path.open("rb") as reader:  # one who has the old file open is not disturbed: the new one is moved into place
-        write_pairs(path, [PreferencePair(prompt="new", chosen=Path("a.png"), rejected=Path("b.png"))])
-        assert reader.read() == before
+    old = tmp_path / "another name of the old file"
+    old.hardlink_to(path)
+    write_pairs(path, [PreferencePair(prompt="new", chosen=Path("a.png"), rejected=Path("b.png"))])
+    assert old.read_bytes() == before  # the new file was moved into place, the old one is as it was
     assert read_pairs(path)[0].prompt == "new"
 
 

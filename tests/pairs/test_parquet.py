@@ -174,9 +174,11 @@ def test_faults_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("ties.parquet", "No pair results .*2 of 2 rows are ties"),
         ("none.parquet", r"Cannot read .*none\.parquet"),
         ("empty", r"no \.parquet files"),
+        (".", r"cut\.parquet is not a parquet file"),
     ):
         with pytest.raises(PairsError, match=why):
             pairs_from_parquet(tmp_path / name, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.jpg"))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(PairsError, match="pip install pyarrow"):
         pairs_from_parquet(good, tmp_path / "out")
