@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+WEB_DIRECTORY = "./web/comfyui"
+
 
 async def comfy_entrypoint() -> Any:
-    """An extension without nodes, so that ComfyUI does not report the folder as broken."""
+    """The extension with the nodes; the first thing that ComfyUI calls."""
     import logging
 
-    from comfy_api.latest import ComfyExtension  # pyright: ignore[reportMissingImports]
+    try:
+        from .nodes import extension
 
-    class MaPOExtension(ComfyExtension):
-        async def get_node_list(self) -> list[type]:
-            return []
-
-    logging.info("MaPO: the ComfyUI nodes are not part of this version; use the command line (README.md).")
-    return MaPOExtension()
+        return extension()
+    except Exception:
+        logging.exception("MaPO could not be loaded")  # ComfyUI itself logs one line without a traceback
+        raise

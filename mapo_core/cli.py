@@ -21,7 +21,12 @@ EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folde
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what it says."""
-    rest, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["job"]:  # the child side of runs.run_job, not for people
+        from .jobs import job_child
+
+        return job_child(words[1])
+    rest, settings = split_settings(words)
     known = build_parser().parse_args(rest)
     known.settings, known.findings = settings, ()
     if settings and known.command not in {"train", "pairs", "lint"}:
@@ -170,7 +175,7 @@ def compare(args: argparse.Namespace) -> int:
     from .runs import open_run
 
     path = compare_run(
-        open_run(args.run), step=args.step, prompts=args.prompt or None, seed=args.seed, strengths=args.strength
+        open_run(args.run), steps=args.step or [None], prompts=args.prompt or None, seed=args.seed, strengths=args.strength
     )
     print(path)
     return 0
@@ -250,15 +255,11 @@ def generated_pairs(
     config: TrainConfig, chosen: list[Any], folder: Path, args: argparse.Namespace
 ) -> list[PreferencePair]:
     """Rejected images from the base model, in a process of its own for `train`, so that its memory is given back."""
-    import hashlib
-
     from .console import ProgressLine
     from .pairs import read_pairs
-    from .pairs.generate import generate_rejected
-    from .runs import mapo_home
+    from .pairs.generate import generate_rejected, rejected_folder
 
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    kept = mapo_home() / "rejected" / f"{folder.resolve().name}-{digest}"
+    kept = rejected_folder(folder)
     if args.command == "train":
         listing = kept / "pairs.jsonl"
         entry = Path(__file__).resolve().parent / "__main__.py"
@@ -409,7 +410,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="name or folder of the run")
     sub.add_argument("--prompt", action="append", help="may be repeated; default: the run's validation prompts")
     sub.add_argument("--strength", type=float, nargs="+", default=[1.0], help="LoRA strengths, a row each (default 1)")
-    sub.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    sub.add_argument("--step", type=int, nargs="+", help="checkpoints, rows each (default: the newest)")
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
     return parser
 

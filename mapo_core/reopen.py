@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .adapter import add_lora, load_lora_state, lora_strength
 from .checkpoints import load_checkpoint
@@ -12,9 +12,10 @@ from .config import load_config
 from .devices import DTYPES, choose_precision, preferred_device
 from .errors import RunError
 from .families import FAMILIES, detect
+from .runs import checkpoint_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from .config import TrainConfig
@@ -53,11 +54,7 @@ def open_trained(run: RunDir, step: int | None = None, device: str | None = None
         RunError: there is no such checkpoint.
     """
     config = load_config(run.config)
-    path = run.latest_checkpoint() if step is None else run.checkpoint_path(step)
-    if path is None or not path.exists():
-        steps = [int(p.name.removeprefix("step_")) for p in sorted(run.checkpoints.glob("step_????????"))]
-        there = f"there are {', '.join(map(str, steps))}" if steps else "it was stopped before its first one"
-        raise RunError(f"Run {run.name} has no checkpoint{'' if step is None else f' of step {step}'}: {there}.")
+    path = _checkpoint_of(run, step)
     lora, _, state = load_checkpoint(path)
     where = preferred_device(device or config.training.device)
     precision = choose_precision(config.training.precision, where)
@@ -113,37 +110,46 @@ def export_run(
 def compare_run(
     run: RunDir,
     *,
-    step: int | None = None,
+    steps: Sequence[int | None] = (None,),
     prompts: Sequence[str] | None = None,
     seed: int | None = None,
     strengths: Sequence[float] = (1.0,),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Draw prompts with the base model and with the LoRA at some strengths, same seeds, into one sheet.
+    """Draw prompts with the base model and with the LoRA at some checkpoints and strengths, same seeds, in one sheet.
 
     Args:
         run: the run folder.
-        step: which checkpoint; None for the newest.
+        steps: which checkpoints; None for the newest.
         prompts: what to draw; None for the run's validation prompts.
         seed: of the first picture; prompt i uses seed + i.
-        strengths: of the LoRA, a row each.
+        strengths: of the LoRA; every checkpoint has a row for each.
+        progress: called with pictures done and pictures in all.
 
     Returns:
         The sheet, in the run's samples folder.
+
+    Raises:
+        RunError: there is no such checkpoint.
     """
     from .pairs import read_pairs
     from .sampling import contact_sheet, sample_images, save_image
     from .session import validation_prompts
 
-    trained = open_trained(run, step)
+    paths = [_checkpoint_of(run, step) for step in dict.fromkeys(steps)]
+    trained = open_trained(run, checkpoint_step(paths[0]))
     config, model, family = trained.config, trained.model, trained.family
     settings = config.validation
     texts = list(prompts or validation_prompts(config, read_pairs(run.pairs)))
     encoded = family.encode_prompts(model, [*texts, settings.negative_prompt])
     side = config.data.resolution or model.resolution
     first = settings.seed if seed is None else seed
+    total = len(texts) * (1 + len(paths) * len(strengths))
+    rows: list[list[Any]] = []
 
-    def draw(base: bool) -> list:
-        return sample_images(
+    def draw(base: bool, title: str) -> None:
+        before = len(rows) * len(texts)
+        pictures = sample_images(
             model,
             family,
             encoded[:-1],
@@ -154,17 +160,31 @@ def compare_run(
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             base=base,
+            progress=lambda done, _: progress(before + done, total),
         )
+        rows.append(pictures)
+        titles.append(title)
 
-    rows, titles = [draw(base=True)], ["base"]
-    for strength in strengths:
-        with lora_strength(model.unet, strength):
-            rows.append(draw(base=False))
-        titles.append(f"strength {strength:g}")
-    name = f"compare_{trained.step:08d}"
+    titles: list[str] = []
+    draw(True, "base")
+    for path in paths:
+        load_lora_state(model.unet, load_checkpoint(path)[0])
+        for strength in strengths:
+            with lora_strength(model.unet, strength):
+                draw(False, (f"step {checkpoint_step(path)}, " if len(paths) > 1 else "") + f"strength {strength:g}")
+    name = "compare_" + "_".join(f"{checkpoint_step(path):08d}" for path in paths[:4])
     taken = len(list(run.samples.glob(f"{name}*.png")))
-    path = run.samples / (f"{name}.png" if not taken else f"{name}-{taken + 1}.png")
-    save_image(contact_sheet(rows, titles, texts), path)
+    sheet = run.samples / (f"{name}.png" if not taken else f"{name}-{taken + 1}.png")
+    save_image(contact_sheet(rows, titles, texts), sheet)
+    return sheet
+
+
+def _checkpoint_of(run: RunDir, step: int | None) -> Path:
+    path = run.latest_checkpoint() if step is None else run.checkpoint_path(step)
+    if path is None or not path.exists():
+        steps = [checkpoint_step(p) for p in run.list_checkpoints()]
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it was stopped before its first one"
+        raise RunError(f"Run {run.name} has no checkpoint{'' if step is None else f' of step {step}'}: {there}.")
     return path
 
 

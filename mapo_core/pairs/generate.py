@@ -50,6 +50,14 @@ class _Job:
     key: str
 
 
+def rejected_folder(chosen: Path) -> Path:
+    """Where the rejected images for a folder of chosen ones are kept."""
+    from ..runs import mapo_home
+
+    digest = hashlib.sha256(str(chosen.resolve()).encode()).hexdigest()[:8]
+    return mapo_home() / "rejected" / f"{chosen.resolve().name}-{digest}"
+
+
 def generate_rejected(
     config: TrainConfig,
     chosen: Sequence[Captioned],

@@ -23,6 +23,8 @@ from .events import (
     read_events,
     run_status,
 )
+from .history import CURVES, History, best_step, margin_of, remember_request, request_key, run_history, runs_of_request
+from .job import JobStoppedError, run_job
 from .launch import Lifetime, RunHandle, attach, start_run, stop_run
 from .process import is_same_process, process_start_time
 from .run_dir import (
@@ -38,6 +40,16 @@ from .run_dir import (
 )
 
 __all__ = [
+    "CURVES",
+    "History",
+    "JobStoppedError",
+    "best_step",
+    "margin_of",
+    "remember_request",
+    "request_key",
+    "run_history",
+    "run_job",
+    "runs_of_request",
     "EVENT_TYPES",
     "VERBS",
     "Event",

@@ -197,13 +197,13 @@ def _spawn(run: RunDir, lifetime: Lifetime, python: str, env: dict[str, str]) ->
                 env={**os.environ, "PYTHONIOENCODING": "utf-8", **inherited, **env},
                 # A session of its own: Ctrl-C in a terminal then reaches only the face, which asks for a stop.
                 start_new_session=True,
-                creationflags=_creation_flags(lifetime),
+                creationflags=creation_flags(lifetime),
             )
     except OSError as error:
         raise RunError(f"Cannot start the training process of run {run.name} with {python}: {error}.") from error
 
 
-def _creation_flags(lifetime: Lifetime) -> int:
+def creation_flags(lifetime: Lifetime) -> int:
     if sys.platform == "win32":
         console = subprocess.CREATE_NO_WINDOW if lifetime == "tied" else subprocess.DETACHED_PROCESS
         return subprocess.CREATE_NEW_PROCESS_GROUP | console
