@@ -93,10 +93,8 @@ class RunList:
         kept, summaries = {}, []
         for run in found:
             stamp = _stamp(run.events)
-            if self._kept.get(run.path, (None,))[0] == stamp:
-                entry = self._kept[run.path][1]
-            else:
-                entry = summary(run)
+            known = self._kept.get(run.path)
+            entry = known[1] if known and known[0] == stamp else summary(run)
             if not entry["alive"]:
                 kept[run.path] = (stamp, entry)
             summaries.append({**entry, "lora_copy": _copy_name(run, entry["lora"], find_copy)})

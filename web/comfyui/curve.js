@@ -196,17 +196,20 @@ export function smooth(values) {
   });
 }
 
-/** Lowest and highest value to draw; single outliers do not flatten the rest, and a flat line gets some room. */
-export function valueRange(values) {
+/** Lowest and highest value that count: single outliers of a long curve do not flatten the rest. Null without values. */
+export function extent(values) {
   const sorted = values.filter((value) => Number.isFinite(value)).sort((a, b) => a - b);
-  if (!sorted.length) return [0, 1];
+  if (!sorted.length) return null;
   const cut = sorted.length >= 40 ? Math.floor(sorted.length / 50) : 0;
-  let low = sorted[cut];
-  let high = sorted[sorted.length - 1 - cut];
+  return [sorted[cut], sorted[sorted.length - 1 - cut]];
+}
+
+/** The extent with some room above and below, also for a flat line. */
+export function padded(range) {
+  if (!range) return [0, 1];
+  const [low, high] = range;
   const room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
-  low -= room;
-  high += room;
-  return [low, high];
+  return [low - room, high + room];
 }
 
 /** The entry whose step is nearest, or null. */
