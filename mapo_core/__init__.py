@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .charts import run_chart
     from .cli import main
-    from .config import TrainConfig, build_config, load_config, load_settings, set_value
+    from .config import TrainConfig, build_config, checked_name, load_config, load_settings, merge_settings, set_value
+    from .demo.run import demo_pairs, demo_values
     from .errors import (
         CacheError,
         ConfigError,
@@ -22,14 +24,19 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .families import FAMILIES, detect
+    from .fields import FormField, FormGroup, form_field, form_groups
     from .methods import METHODS
+    from .pictures import contact_sheet, pair_sheet
     from .reopen import open_trained
+    from .report import run_report
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TrainConfig": "config",
     "build_config": "config",
+    "checked_name": "config",
+    "merge_settings": "config",
     "load_config": "config",
     "load_settings": "config",
     "set_value": "config",
@@ -44,6 +51,16 @@ _HOMES = {
     "FAMILIES": "families",
     "detect": "families",
     "METHODS": "methods",
+    "FormField": "fields",
+    "FormGroup": "fields",
+    "form_field": "fields",
+    "form_groups": "fields",
+    "contact_sheet": "pictures",
+    "pair_sheet": "pictures",
+    "run_chart": "charts",
+    "run_report": "report",
+    "demo_pairs": "demo.run",
+    "demo_values": "demo.run",
     "open_trained": "reopen",
     "main": "cli",
 }
@@ -54,6 +71,8 @@ __all__ = [
     "CacheError",
     "ConfigError",
     "ExportError",
+    "FormField",
+    "FormGroup",
     "MapoError",
     "ModelError",
     "PairsError",
@@ -62,11 +81,21 @@ __all__ = [
     "TrainingError",
     "__version__",
     "build_config",
+    "checked_name",
+    "contact_sheet",
+    "demo_pairs",
+    "demo_values",
     "detect",
+    "form_field",
+    "form_groups",
     "load_config",
     "load_settings",
     "main",
+    "merge_settings",
     "open_trained",
+    "pair_sheet",
+    "run_chart",
+    "run_report",
     "set_value",
 ]
 

@@ -84,7 +84,9 @@ def _panel(
         y = bottom - share * (bottom - top)
         draw.line((left, y, right, y), fill=_GRID)
         draw.text((left - 6, y), f"{value:.3g}", fill=_FAINT, font=font, anchor="rm")
-        draw.text((left + share * (right - left), bottom + 3), str(round(share * last)), fill=_FAINT, font=font, anchor="ma")
+        draw.text(
+            (left + share * (right - left), bottom + 3), str(round(share * last)), fill=_FAINT, font=font, anchor="ma"
+        )
     if level is not None:
         y = place(0, level)[1]
         draw.line((left, y, right, y), fill=_COLOURS["base"], width=2)

@@ -63,6 +63,7 @@ def train(args: argparse.Namespace) -> int:
         from .runs import open_run
 
         return run_child(open_run(args.run), args.lifetime)
+    from .pairs import pairs_text
     from .runs import create_run
 
     values = settings_of(args)
@@ -175,7 +176,11 @@ def compare(args: argparse.Namespace) -> int:
     from .runs import open_run
 
     path = compare_run(
-        open_run(args.run), steps=args.step or [None], prompts=args.prompt or None, seed=args.seed, strengths=args.strength
+        open_run(args.run),
+        steps=args.step or [None],
+        prompts=args.prompt or None,
+        seed=args.seed,
+        strengths=args.strength,
     )
     print(path)
     return 0
@@ -304,11 +309,6 @@ def lint_set(found: list[PreferencePair], config: TrainConfig, with_model: bool 
         token_window=window,
         found=extra,
     )
-
-
-def pairs_text(found: list[PreferencePair]) -> str:
-    """The pair set as a run folder stores it."""
-    return "".join(p.model_dump_json(exclude_none=True) + "\n" for p in found)
 
 
 def train_and_show(run: RunDir, lifetime: Lifetime) -> int:

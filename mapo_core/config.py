@@ -283,6 +283,26 @@ def load_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+def merge_settings(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings of several sources in one; a later source wins, setting by setting.
+
+    A group whose `type` changes, such as another method, takes nothing of the one before.
+    """
+    merged = dict(first)
+    for other in others:
+        for name, value in other.items():
+            before = merged.get(name)
+            if (
+                isinstance(value, dict)
+                and isinstance(before, dict)
+                and value.get("type", before.get("type")) == before.get("type")
+            ):
+                merged[name] = merge_settings(before, value)
+            else:
+                merged[name] = value
+    return merged
+
+
 def set_value(values: dict[str, Any], dotted: str, text: str) -> None:
     """Put one `--section.field value` into nested settings, in place; the text is read as JSON where it is JSON.
 

@@ -68,7 +68,9 @@ class FormField:
             try:
                 return [float(part) for part in str(value).replace(",", " ").split()]
             except ValueError:
-                raise ConfigError(f"{'.'.join(self.path)}: {value!r} is not a list of numbers such as 0.9, 0.999.") from None
+                raise ConfigError(
+                    f"{'.'.join(self.path)}: {value!r} is not a list of numbers such as 0.9, 0.999."
+                ) from None
         if self.kind == "choice" and self.automatic is not None:
             return {"on": True, "off": False}.get(value, value)
         return value
@@ -101,9 +103,7 @@ def form_groups() -> list[FormGroup]:
             continue
         for model in models:
             tag = (model.model_fields["type"].default,) if len(models) > 1 else ()
-            fields = tuple(
-                _form_field((name, inner), i) for inner, i in model.model_fields.items() if not _is_tag(i)
-            )
+            fields = tuple(_form_field((name, inner), i) for inner, i in model.model_fields.items() if not _is_tag(i))
             groups.append(FormGroup((name, *tag), " ".join((model.__doc__ or "").split()), fields))
     return [FormGroup((), " ".join((TrainConfig.__doc__ or "").split()), tuple(top)), *groups]
 
@@ -125,7 +125,12 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
     kinds = [a for a in _alternatives(info.annotation) if a is not NoneType]
     optional = len(kinds) < len(_alternatives(info.annotation))
     kind, choices = _kind(kinds[0])
-    bounds = {key: getattr(m, key) for m in info.metadata for key in ("ge", "gt", "le", "lt", "multiple_of") if hasattr(m, key)}
+    bounds = {
+        key: getattr(m, key)
+        for m in info.metadata
+        for key in ("ge", "gt", "le", "lt", "multiple_of")
+        if hasattr(m, key)
+    }
     bounds = {key: value for key, value in bounds.items() if value is not None}
     text = " ".join((info.description or "").split())
     default = None if info.default is PydanticUndefined else info.default

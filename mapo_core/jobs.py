@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +97,8 @@ def job_child(name: str) -> int:
     def say(**message: Any) -> None:
         answers.write(json.dumps(message) + "\n")
 
-    arguments = json.loads(sys.stdin.buffer.raw.readline())  # unbuffered: the pipe is watched below
+    with open(0, "rb", buffering=0, closefd=False) as given:  # unbuffered: the rest of the pipe is watched below
+        arguments = json.loads(given.readline())
     watch_parent(lambda: os._exit(75))
     try:
         say(result=JOBS[name](arguments, lambda what, done, total: say(progress=[what, done, total])))

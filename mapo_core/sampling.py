@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from .adapter import adapter_off
 from .families._clip import stack_embeds
-from .runs import write_atomic
+from .pictures import contact_sheet, save_image, save_pictures  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -112,52 +110,3 @@ def _embeds(model: DiffusionModel, prompts: list[dict[str, Tensor]], negative: d
         arguments[name] = stacked[1:]
         arguments[f"negative_{name}"] = stacked[:1].expand_as(stacked[1:])
     return arguments
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), captions: Sequence[str] = (), tile: int = 256
-) -> Image.Image:
-    """Rows of pictures in one image, with a title before each row and a caption over each column.
-
-    Args:
-        rows: of pictures; all rows have the same length.
-        titles: one per row, or none.
-        captions: one per column, or none; shortened to the width of a picture.
-        tile: longest side of a picture in the sheet, pixels; small pictures are enlarged without smoothing.
-    """
-    first = rows[0][0]
-    scale = tile / max(first.size)
-    if scale > 1:
-        scale = max(1, int(scale))
-    width, height = round(first.width * scale), round(first.height * scale)
-    font = ImageFont.load_default(size=13)
-    gap, left, top = 6, 110 if titles else 6, 24 if captions else 6
-    sheet = Image.new("RGB", (left + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, caption in enumerate(captions):
-        text = caption
-        while text and draw.textlength(text, font=font) > width:
-            text = text[:-2]
-        draw.text((left + column * (width + gap), 5), text, fill="black", font=font)
-    resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    for row, pictures in enumerate(rows):
-        y = top + row * (height + gap)
-        if titles:
-            draw.text((6, y + 4), titles[row], fill="black", font=font)
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture.resize((width, height), resample), (left + column * (width + gap), y))
-    return sheet
-
-
-def save_pictures(pictures: Sequence[Image.Image], folder: Path) -> None:
-    """One PNG per picture, numbered."""
-    for i, picture in enumerate(pictures):
-        save_image(picture, folder / f"{i:02d}.png")
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG in one move, making its folder if needed."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())

@@ -71,9 +71,7 @@ def images_folder(text: str, what: str) -> Path:
     base = Path(folder_paths.get_input_directory())
     if not words:
         there = ", ".join(sorted(p.name for p in base.iterdir() if p.is_dir())[:10]) or "none yet"
-        raise PairsError(
-            f"{what}: name a folder: an absolute path, or a subfolder of {base} (there is: {there})."
-        )
+        raise PairsError(f"{what}: name a folder: an absolute path, or a subfolder of {base} (there is: {there}).")
     path = Path(words).expanduser()
     path = path if path.is_absolute() else base / path
     if not path.is_dir():
@@ -220,7 +218,15 @@ def apply_lora(model: Any, clip: Any, path: Path, strength_model: float, strengt
 
 
 def sample(
-    model: Any, clip: Any, vae: Any, prompt: str, negative: str, seed: int, size: tuple[int, int], steps: int, cfg: float
+    model: Any,
+    clip: Any,
+    vae: Any,
+    prompt: str,
+    negative: str,
+    seed: int,
+    size: tuple[int, int],
+    steps: int,
+    cfg: float,
 ) -> Image.Image:
     """One picture by ComfyUI's own sampler, Euler on the model's normal schedule; `size` is (width, height)."""
     import comfy.sample

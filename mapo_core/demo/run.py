@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..config import TrainConfig
+    from ..pairs import PairSet
     from ..reopen import TrainedModel
     from ..runs import RunDir
     from .scenes import Scene
@@ -88,16 +89,21 @@ def demo_values(name: str, method: str = "mapo", steps: int | None = None, seed:
     }
 
 
+def demo_pairs(style: str, seed: int = 0, home: Path | None = None) -> PairSet:
+    """The demo's pictures, kept in the home folder, as pairs: `style` chosen, the plain style rejected."""
+    from ..pairs import pairs_from_folders
+    from ..runs import mapo_home
+
+    return pairs_from_folders(*write_pictures((home or mapo_home()) / "demo" / f"{style}-{seed}", style, seed=seed))
+
+
 def create_demo_run(config: TrainConfig, style: str, home: Path | None = None) -> RunDir:
     """Pictures, pairs and a run folder; the linter's errors stop it."""
-    from ..pairs import pairs_from_folders
-    from ..runs import create_run, mapo_home
+    from ..pairs import pairs_text
+    from ..runs import create_run
 
-    folder = (home or mapo_home()) / "demo" / f"{style}-{config.seed}"
-    chosen, rejected = write_pictures(folder, style, seed=config.seed)
-    found = pairs_from_folders(chosen, rejected)
-    text = "".join(p.model_dump_json(exclude_none=True) + "\n" for p in found.pairs)
-    return create_run(config.name, config.to_json(), text, home)
+    found = demo_pairs(style, config.seed, home)
+    return create_run(config.name, config.to_json(), pairs_text(found.pairs), home)
 
 
 def draw_captions(

@@ -10,28 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .captions import Captioned, PromptFrom, compose_prompt
-    from .findings import Finding, LintReport
+    from .drawn import draw_rejected
+    from .findings import TITLES, Finding, LintReport
     from .folders import Match, pairs_from_folders, prompts_from_folder
+    from .generate import GenerationSettings, rejected_folder
     from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, list_images, load_image, prepare_image
     from .lint import lint_pairs
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
-    from .pair import PairSet, PreferencePair, pairs_hash, read_pairs, write_pairs
+    from .pair import PairSet, PreferencePair, pairs_hash, pairs_text, read_pairs, write_pairs
     from .parquet import pairs_from_parquet
+    from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, set_folder, split_set
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "KEEP_FIRST",
     "MAX_PIXELS",
+    "TITLES",
     "Captioned",
     "Finding",
+    "GenerationSettings",
     "ImagePrompt",
     "LintReport",
     "Match",
     "PairSet",
     "PreferencePair",
     "PromptFrom",
+    "add_to_set",
     "compose_prompt",
+    "draw_rejected",
+    "filter_set",
     "image_size",
+    "join_sets",
     "lint_pairs",
     "list_images",
     "load_image",
@@ -41,25 +51,32 @@ __all__ = [
     "pairs_from_manifest",
     "pairs_from_parquet",
     "pairs_hash",
+    "pairs_text",
     "prepare_image",
     "prompt_from_image",
     "prompts_from_folder",
     "read_pair_set",
     "read_pair_source",
     "read_pairs",
+    "rejected_folder",
+    "set_folder",
+    "split_set",
     "write_pairs",
 ]
 
 _MODULES = {
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
-    "findings": ("Finding", "LintReport"),
+    "drawn": ("draw_rejected",),
+    "findings": ("TITLES", "Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
+    "generate": ("GenerationSettings", "rejected_folder"),
     "images": ("IMAGE_SUFFIXES", "MAX_PIXELS", "image_size", "list_images", "load_image", "prepare_image"),
     "lint": ("lint_pairs",),
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
-    "pair": ("PairSet", "PreferencePair", "pairs_hash", "read_pairs", "write_pairs"),
+    "pair": ("PairSet", "PreferencePair", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
     "parquet": ("pairs_from_parquet",),
+    "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -111,6 +111,11 @@ def build_pairs(path: Path, records: Iterable[tuple[int, dict[str, Any] | str]])
     return pairs
 
 
+def pairs_text(pairs: Iterable[PreferencePair]) -> str:
+    """JSONL as a run folder stores it."""
+    return "".join(p.model_dump_json(exclude_none=True) + "\n" for p in pairs)
+
+
 def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
     """Write JSONL with absolute image paths, UTF-8; the file appears whole or not at all.
 

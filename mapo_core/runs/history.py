@@ -1,4 +1,4 @@
-"""What the events of a run say of its course: curves, measures, the best checkpoint; and whether a run can be reused."""
+"""What the events of a run say of its course: curves, measures, the best checkpoint; and which can be reused."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ def run_job(
         )
     except OSError as error:
         raise RunError(f"Cannot start a process with {sys.executable}: {error}.") from error
-    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
     messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
     complaints: list[str] = []
     readers = [

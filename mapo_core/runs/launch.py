@@ -204,6 +204,7 @@ def _spawn(run: RunDir, lifetime: Lifetime, python: str, env: dict[str, str]) ->
 
 
 def creation_flags(lifetime: Lifetime) -> int:
+    """How Windows is to start a child: without a console window, and out of reach of the parent's Ctrl-C."""
     if sys.platform == "win32":
         console = subprocess.CREATE_NO_WINDOW if lifetime == "tied" else subprocess.DETACHED_PROCESS
         return subprocess.CREATE_NEW_PROCESS_GROUP | console

@@ -1,0 +1,91 @@
+"""How Generate Rejected draws: by ComfyUI's own sampler, or by checkpoint name in a child process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..mapo_core import ConfigError, merge_settings
+from ..mapo_core.pairs import (
+    GenerationSettings,
+    PairSet,
+    draw_rejected,
+    prompts_from_folder,
+    read_pairs,
+    rejected_folder,
+)
+from ..mapo_core.runs import JobStoppedError, run_job
+from . import _comfy
+
+WIRED = "use the wired model"
+DEFAULT_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the node was asked for."""
+
+    folder: Path
+    words: dict[str, Any]
+    per_image: int
+    steps: int
+    cfg: float
+    seed: int
+    settings: dict[str, Any]
+
+
+def with_checkpoint(request: Request, checkpoint: str, bar: _comfy.Progress) -> PairSet:
+    """In a process of its own, with the trainer's own model code."""
+    _comfy.require_packages()
+    _comfy.free_vram()
+    cancelled = _comfy.InterruptCheck()
+    base = {"name": "rejected", "data": {"pairs": "pairs.jsonl"}}
+    model = {"model": {"path": _comfy.checkpoint_path(checkpoint)}}
+    try:
+        result = run_job(
+            "generate_rejected",
+            {
+                "settings": merge_settings(base, request.settings, model),
+                "chosen": str(request.folder),
+                **request.words,
+                "per_image": request.per_image,
+                "num_inference_steps": request.steps,
+                "guidance_scale": request.cfg,
+                "seed": request.seed,
+            },
+            progress=lambda _, done, total: bar.show(done, total),
+            should_stop=cancelled,
+        )
+    except JobStoppedError:
+        raise cancelled.stop or JobStoppedError("Stopped.") from None
+    return PairSet(read_pairs(Path(result["pairs"])))
+
+
+def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Progress) -> PairSet:
+    """With the models that are wired in; they stay loaded.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    missing = [name for name, part in (("model", model), ("clip", clip), ("vae", vae)) if part is None]
+    if missing:
+        raise ConfigError(f"Generate Rejected: wire {', '.join(missing)} in, or choose a checkpoint by name.")
+    side = request.settings.get("data", {}).get("resolution") or DEFAULT_SIDE
+    cancelled = _comfy.InterruptCheck()
+
+    def draw(prompt: str, seed: int, size: tuple[int, int]) -> Any:
+        if cancelled():
+            raise cancelled.stop
+        return _comfy.sample(model, clip, vae, prompt, "", seed, size, request.steps, request.cfg)
+
+    made = draw_rejected(
+        prompts_from_folder(request.folder, **request.words),
+        rejected_folder(request.folder),
+        draw,
+        GenerationSettings(request.steps, request.cfg, request.seed, request.per_image),
+        resolution=side,
+        model=_comfy.model_identity(model),
+        progress=bar.show,
+    )
+    return PairSet(made)
