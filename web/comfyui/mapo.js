@@ -1,0 +1,57 @@
+/**
+ * The only file here that registers something with ComfyUI; all others are modules that it uses. ComfyUI loads each of
+ * them as an extension of its own, so none may do anything when it is imported.
+ */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { dressNode, onProgress, redrawPanels, takeUp } from "./nodes.js";
+import { makeServer } from "./server.js";
+import { sidebarTab } from "./sidebar.js";
+import { addStyle } from "./style.js";
+
+const server = makeServer(api);
+let warned = false;
+
+/** Do it; a page on which it fails works as it would without us, and says so once. */
+function guarded(what, action) {
+  const warn = (error) => {
+    if (!warned) console.warn(`MaPO: ${what} is off on this page:`, error);
+    warned = true;
+  };
+  try {
+    action()?.catch?.(warn);
+  } catch (error) {
+    warn(error);
+  }
+}
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+function watchTheme() {
+  const observer = new MutationObserver(redrawPanels);
+  for (const element of [document.documentElement, document.body]) {
+    observer.observe(element, { attributes: true, attributeFilter: ["class", "style"] });
+  }
+}
+
+guarded("the front end", () =>
+  app.registerExtension({
+    name: "MaPO.Runs",
+    async setup() {
+      guarded("the style", () => addStyle());
+      guarded("the live chart", () => {
+        api.addEventListener("mapo.progress", ({ detail }) => guarded("the live chart", () => onProgress(rootGraph(), detail)));
+        watchTheme();
+        return takeUp(rootGraph(), server);
+      });
+      guarded("the runs tab", () => app.extensionManager.registerSidebarTab(sidebarTab(server)));
+    },
+    nodeCreated(node) {
+      guarded("the chart in the node", () => dressNode(node, server));
+    },
+    afterConfigureGraph() {
+      guarded("taking up running charts", () => takeUp(rootGraph(), server));
+    },
+  }),
+);

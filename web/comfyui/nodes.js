@@ -1,0 +1,124 @@
+/** What this pack adds to its nodes: the live panel of the training node, and the text that other nodes answer with. */
+
+import { keepEvents, make } from "./dom.js";
+import { RunPanel } from "./panel.js";
+
+export const TRAIN_NODE = "MaPOTrainLoRA";
+const HINT = "Curves, pictures and buttons appear here when the training begins.";
+const PANEL_HEIGHT = 340;
+const TEXT_HEIGHT = 120;
+const REMEMBERED = "mapo_run";
+
+const panelOf = new WeakMap();
+const panels = new Set();
+
+/** Add what belongs to a node; called once for every node that is made. */
+export function dressNode(node, server) {
+  if (!node.comfyClass?.startsWith("MaPO")) return;
+  if (node.comfyClass === TRAIN_NODE) addPanel(node, server);
+  after(node, "onExecuted", (output) => {
+    if (output?.mapo_run?.length) showRun(node, String(output.mapo_run[0]));
+    if (output?.mapo_text?.length) showText(node, output.mapo_text.join("\n"));
+  });
+}
+
+/** Pass a message of the server on to the node that it is about. */
+export function onProgress(rootGraph, { node: id, run, events }) {
+  const node = findNode(rootGraph, id);
+  const panel = node && panelOf.get(node);
+  if (!panel || !run) return;
+  remember(node, run);
+  panel.apply(run, events);
+}
+
+/** Show the runs that are being trained right now in their nodes, after the page was loaded again. */
+export async function takeUp(rootGraph, server) {
+  for (const { node: id, run } of await server.active()) {
+    const node = findNode(rootGraph, id);
+    if (node) showRun(node, run);
+  }
+}
+
+/** Draw the charts again, in the colours of another theme. */
+export function redrawPanels() {
+  for (const panel of panels) panel.redraw();
+}
+
+/**
+ * The node that an id from the server means: "7", or "5:3" for node 3 in the subgraph that node 5 stands for.
+ */
+export function findNode(rootGraph, id) {
+  let graph = rootGraph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)) ?? null;
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function addPanel(node, server) {
+  const panel = new RunPanel(server, HINT);
+  panelOf.set(node, panel);
+  panels.add(panel);
+  addElement(node, "mapo_panel", panel.element, PANEL_HEIGHT);
+  after(node, "onConfigure", () => panel.bind(node.properties?.[REMEMBERED]));
+  after(node, "onRemoved", () => {
+    panels.delete(panel);
+    panel.dispose();
+  });
+}
+
+function showRun(node, run) {
+  const panel = panelOf.get(node);
+  if (!panel) return;
+  remember(node, run);
+  panel.bind(run);
+}
+
+/** A saved workflow finds its curves again. */
+function remember(node, run) {
+  node.properties ??= {};
+  node.properties[REMEMBERED] = run;
+}
+
+function showText(node, text) {
+  let area = node.mapoText;
+  if (!area) {
+    area = make("textarea", "mapo mapo-text", { readonly: true, spellcheck: "false", "aria-label": `Report of ${node.title}` });
+    keepEvents(area, "pointerdown", "mousedown", "keydown", "wheel", "contextmenu");
+    node.mapoText = area;
+    addElement(node, "mapo_text", area, TEXT_HEIGHT);
+    grow(node);
+  }
+  area.value = text;
+}
+
+/** A widget that shows an element, takes all the room that is left in the node, and is not saved. */
+function addElement(node, name, element, minHeight) {
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight };
+  const widget = node.addDOMWidget(name, name, element, options);
+  widget.serialize = false; // the option alone is not enough: positional widget values would shift
+  return widget;
+}
+
+/** Make the node as large as its widgets need, never smaller than it is. */
+function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/** Call `then` after what the node already does; ComfyUI's own handler keeps its place and its answer. */
+function after(node, name, then) {
+  const before = node[name];
+  node[name] = function (...given) {
+    const answer = before?.apply(this, given);
+    try {
+      then(...given);
+    } catch (error) {
+      console.warn(`MaPO: ${name} of node ${this.id}:`, error);
+    }
+    return answer;
+  };
+}
