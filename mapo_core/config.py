@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -306,15 +306,29 @@ def merge_settings(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, 
 def set_value(values: dict[str, Any], dotted: str, text: str) -> None:
     """Put one `--section.field value` into nested settings, in place; the text is read as JSON where it is JSON.
 
-    Lists may be given as `a,b`. Types are checked by `build_config`.
+    A list of names or numbers may be given as `a,b`; a text that is not a JSON list is one entry of a list of texts.
+    Types are checked by `build_config`.
     """
+    entry = _list_entry(dotted)
     *groups, name = dotted.split(".")
     for group in groups:
         inner = values.setdefault(group, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"--{dotted}: {group} is not a group of settings")
         values = inner
-    values[name] = _parse(text)
+    value = _parse(text)
+    if entry is not None and isinstance(value, str | int | float):
+        value = [text] if entry is str else [part.strip() for part in text.split(",") if part.strip()]
+    values[name] = value
+
+
+def _list_entry(dotted: str) -> Any:
+    """The type of the entries if a setting is a list, else None."""
+    group, _, name = dotted.rpartition(".")
+    model = TrainConfig.model_fields[group].annotation if group in TrainConfig.model_fields else None
+    fields = getattr(model, "model_fields", {})
+    annotation = fields[name].annotation if name in fields else None
+    return get_args(annotation)[0] if get_origin(annotation) is tuple else None
 
 
 def _parse(text: str) -> Any:

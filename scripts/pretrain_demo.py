@@ -88,14 +88,16 @@ def build_tokenizer(out: Path) -> None:
             symbols[at : at + 2] = ["".join(pair)]
     kept = [merges[i] for i in sorted(used)]
     vocabulary = [*full[:512], *("".join(m.split()) for m in kept), "<|startoftext|>", "<|endoftext|>"]
-    source = out / "vocabulary"
+    source = out / "tokenizer"  # vocab.json and merges.txt: transformers 4 and 5 both read these
     source.mkdir(parents=True, exist_ok=True)
     (source / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}), encoding="utf-8")
     (source / "merges.txt").write_text("#version: 0.2\n" + "\n".join(kept) + "\n", encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(source, model_max_length=MAX_TOKENS)
     ids = tokenizer("a big red star on the left, blue background").input_ids
     assert len(ids) == 12, tokenizer.convert_ids_to_tokens(ids)
-    tokenizer.save_pretrained(out / "tokenizer")
+    ends = {"bos_token": "<|startoftext|>", **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")}
+    config = {**ends, "model_max_length": MAX_TOKENS, "tokenizer_class": "CLIPTokenizer"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 # --- autoencoder -----------------------------------------------------------------------------------------------------
@@ -405,6 +407,9 @@ def save_pipeline(out: Path, tokenizer: CLIPTokenizer, nets: nn.ModuleDict) -> N
     )
     pipe.to(torch.float16)
     pipe.save_pretrained(out / "model", safe_serialization=True)
+    for name in ("tokenizer", "tokenizer_2"):  # as we wrote it: transformers 5 saves a form that 4 cannot read
+        shutil.rmtree(out / "model" / name)
+        shutil.copytree(out / "tokenizer", out / "model" / name)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

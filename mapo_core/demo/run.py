@@ -77,7 +77,11 @@ def demo_values(name: str, method: str = "mapo", steps: int | None = None, seed:
         "data": {"pairs": "pairs.jsonl", "held_out": 0.15},
         "method": {"type": method},
         "adapter": {"rank": 16, "targets": ["attention", "feed_forward", "conv"]},
-        "optimizer": {"learning_rate": LEARNING_RATES[method], "warmup_steps": 10, "schedule": "cosine"},
+        "optimizer": {
+            "learning_rate": LEARNING_RATES[method],
+            "warmup_steps": min(10, (steps or STEPS) // 2),
+            "schedule": "cosine",
+        },
         "training": {
             "steps": steps or STEPS,
             "train_batch_size": 8,

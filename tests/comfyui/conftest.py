@@ -61,6 +61,7 @@ class Comfy:
         """Queue a prompt that must be accepted; its id."""
         status, answer = self.post("/prompt", {"prompt": prompt})
         assert status == 200, answer
+        assert not answer["node_errors"], answer
         return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout_s: float = 600.0) -> dict[str, Any]:
