@@ -15,6 +15,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from itertools import pairwise
