@@ -141,7 +141,8 @@ class ValidationConfig(Settings):
     every_steps: int = Field(default=250, ge=0)
     """Steps between two measurements on the held-out pairs; 0: only before the first and after the last step."""
     draws: int = Field(default=4, ge=1, le=64)
-    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured; more measure more finely and take longer."""
+    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured; more measure more
+    finely and take longer."""
     prompts: tuple[str, ...] = ()
     """Prompts of the validation pictures; empty: four prompts of the held-out pairs."""
     negative_prompt: str = ""

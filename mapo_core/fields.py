@@ -13,7 +13,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from .config import TrainConfig
 from .errors import ConfigError
@@ -134,7 +133,7 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
     }
     bounds = {key: value for key, value in bounds.items() if value is not None}
     text = " ".join((info.description or "").split())
-    default = None if info.default is PydanticUndefined else info.default
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
     automatic: Any = None
     minimum = maximum = step = None
     if kind in ("int", "float"):
