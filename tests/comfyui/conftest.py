@@ -83,7 +83,7 @@ class Comfy:
     def complaint(self, prompt: dict[str, Any]) -> str:
         """What a person is told of a prompt that must fail, at once or when it runs."""
         status, answer = self.post("/prompt", {"prompt": prompt})
-        if status != 200:
+        if status != 200 or answer["node_errors"]:  # 200 where another output of the prompt is right
             return json.dumps(answer, ensure_ascii=False)
         entry = self.wait(answer["prompt_id"])
         failed = [detail for kind, detail in entry["status"]["messages"] if kind == "execution_error"]

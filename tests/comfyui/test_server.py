@@ -180,8 +180,8 @@ def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy
         "class_type": "MaPOSettingsText",
         "inputs": {
             "lines": "adapter.targets = attention,feed_forward,conv\noptimizer.learning_rate = 0.05\n"
-            "training.steps = 2\ntraining.gradient_accumulation_steps = 1\ndata.resolution = 64\nvalidation.prompts = a star\n"
-            "validation.num_inference_steps = 2"
+            "training.steps = 2\ntraining.gradient_accumulation_steps = 1\ndata.resolution = 64\n"
+            "validation.prompts = a star\nvalidation.num_inference_steps = 2"
         },
     }
     prompt = demo_prompt("full size", 2, checkpoint=name, settings=["9", 0])
