@@ -54,14 +54,15 @@ class DataConfig(Settings):
     bucket_step: int | None = Field(default=None, ge=8, le=512, multiple_of=8)
     """Granularity of the bucket sides, pixels. None: 64, or an eighth of the resolution where that is smaller."""
     max_aspect: float = Field(default=2.0, ge=1.0, le=4.0)
-    """Longest side ratio of a bucket."""
+    """Longest side ratio of a bucket; a larger value crops long images less."""
     flip: bool = False
     """Show both images of a pair mirrored at random, half of the time. Leave it off for text, faces and anything with
     a left and a right."""
     caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the steps at which a pair's prompt is empty, so that the LoRA also learns the unprompted look."""
     held_out: float = Field(default=0.1, ge=0.0, le=0.5)
-    """Share of the pairs kept from training, to measure accuracy and margin on (at most 200 pairs)."""
+    """Share of the pairs kept from training, to measure accuracy and margin on (at most 200 pairs); more measure better
+    and leave less to train on."""
 
 
 class AdapterConfig(Settings):
@@ -75,7 +76,7 @@ class AdapterConfig(Settings):
     targets: tuple[Literal["attention", "feed_forward", "conv"], ...] = ("attention",)
     """Which UNet layers get a LoRA: attention (with its projections), feed_forward, conv (the residual blocks)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the LoRA's inputs dropped while training."""
+    """Share of the LoRA's inputs dropped while training; more makes it harder to memorise the images."""
 
     @field_validator("targets")
     @classmethod
@@ -91,28 +92,29 @@ class OptimizerConfig(Settings):
     type: Literal["adamw", "adamw8bit"] = "adamw8bit"
     """"adamw8bit" keeps its state in 8 bits (bitsandbytes), a quarter of the memory of "adamw"."""
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
-    """Step size. Default: the authors' LoRA recipe for SDXL; LoRAs of styles often use 1e-4."""
+    """Step size; a larger one learns faster and, too large, ruins the pictures. Default: the authors' LoRA recipe for
+    SDXL; LoRAs of styles often use 1e-4."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's two averages."""
+    """Decay of Adam's two averages; nearer to 1 averages over more steps."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Pull of the LoRA weights towards zero."""
+    """Pull of the LoRA weights towards zero; a larger value keeps the LoRA weaker."""
     eps: float = Field(default=1e-8, gt=0)
-    """Adam's guard against division by zero."""
+    """Adam's guard against division by zero; a larger value makes steps smaller where gradients are tiny."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Course of the learning rate after the warm-up; "cosine" and "linear" end at zero."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; more begin more gently."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    """Gradients are scaled down to this norm, so a larger value lets larger steps through; 0 switches clipping off."""
 
 
 class TrainingConfig(Settings):
     """How long and in what precision."""
 
     steps: int = Field(default=2000, ge=1, le=10_000_000)
-    """Optimizer steps. Default: the authors' recipe."""
+    """Optimizer steps; more learn more, and memorise the images in the end. Default: the authors' recipe."""
     train_batch_size: int = Field(default=1, ge=1, le=4096)
-    """Pairs in one forward pass; a pair is two images."""
+    """Pairs in one forward pass; a pair is two images. More need more memory and are faster per pair."""
     gradient_accumulation_steps: int = Field(default=16, ge=1, le=4096)
     """Forward passes per step. Pairs per step = train_batch_size x this x processes; the authors used 16."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -139,7 +141,8 @@ class ValidationConfig(Settings):
     every_steps: int = Field(default=250, ge=0)
     """Steps between two measurements on the held-out pairs; 0: only before the first and after the last step."""
     draws: int = Field(default=4, ge=1, le=64)
-    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured."""
+    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured; more measure more
+    finely and take longer."""
     prompts: tuple[str, ...] = ()
     """Prompts of the validation pictures; empty: four prompts of the held-out pairs."""
     negative_prompt: str = ""
@@ -149,9 +152,9 @@ class ValidationConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the pictures; prompt i uses seed + i, always the same noise."""
     num_inference_steps: int = Field(default=25, ge=1, le=1000)
-    """Sampling steps of a picture."""
+    """Sampling steps of a picture; more take longer and may look better."""
     guidance_scale: float = Field(default=5.0, ge=0, le=50)
-    """Classifier-free guidance of a picture."""
+    """Classifier-free guidance of a picture; a larger value follows the prompt more closely."""
     width: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
     """Width of a picture, pixels; None: data.resolution."""
     height: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
@@ -164,7 +167,7 @@ class CheckpointConfig(Settings):
     every_steps: int = Field(default=250, ge=0)
     """Steps between two checkpoints; 0: only on stop and at the end."""
     keep: int = Field(default=3, ge=1)
-    """How many of the newest to keep."""
+    """How many of the newest to keep; more take more disk space."""
 
 
 class ExportConfig(Settings):

@@ -6,6 +6,7 @@ The ComfyUI nodes and the browser's forms are built from this, so they cannot dr
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -132,7 +133,7 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
     }
     bounds = {key: value for key, value in bounds.items() if value is not None}
     text = " ".join((info.description or "").split())
-    default = None if info.is_required() else info.default
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
     automatic: Any = None
     minimum = maximum = step = None
     if kind in ("int", "float"):
@@ -143,12 +144,12 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
         if optional:
             automatic = 0 if minimum > 0 else -1
             minimum = automatic
-            text += f" {automatic}: automatic."
     elif optional and kind == "bool":
         kind, choices, automatic = "choice", (AUTO, "on", "off"), AUTO
     elif optional:
         automatic = ""
-        text += " Empty: automatic."
+    if optional:
+        text = _of_the_form(text, str(automatic) or "Empty")
     return FormField(
         path=path,
         kind=kind,
@@ -161,6 +162,13 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
         choices=choices,
         required=info.is_required(),
     )
+
+
+def _of_the_form(text: str, automatic: str) -> str:
+    """The text with the form's word for None, which a form cannot show."""
+    if "None" in text:
+        return re.sub(r"\bNone\b", automatic, text)
+    return f"{text} {automatic}: automatic."
 
 
 def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:

@@ -84,6 +84,7 @@ def _inputs(widget: Widget) -> list[io.Input]:
                 min=int(field.minimum or 0),
                 max=int(field.maximum or 0),
                 step=int(field.step or 1),
+                control_after_generate=False,  # the page would give one to every seed, and train anew at each Run
                 tooltip=field.text,
             )
         ]

@@ -67,7 +67,14 @@ class SplitPairs(io.ComfyNode):
                     step=0.01,
                     tooltip="Share that is held out; a larger value leaves less to train on.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, tooltip="Another seed holds out other pairs."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,
+                    control_after_generate=False,
+                    tooltip="Another seed holds out other pairs.",
+                ),
             ],
             outputs=[
                 Pairs.Output("rest", display_name="pairs"),

@@ -172,6 +172,7 @@ class GenerateRejected(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**53 - 1,
+                    control_after_generate=False,
                     tooltip="Every image has its own seed, derived from this one.",
                 ),
                 io.Model.Input(

@@ -46,6 +46,7 @@ class Compare(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**53 - 1,
+                    control_after_generate=False,
                     tooltip="Seed of the first column; the next has the next one.",
                 ),
             ],

@@ -39,6 +39,9 @@ GROUPS = {
     "export": ("MaPOExportSettings", "Export Settings", "The LoRA file: layout, precision, trigger word."),
 }
 
+# Settings of another group that have their widget there.
+ALSO = {"optimizer": ("training.max_nonfinite_steps",)}
+
 _AUTO_BETA = "0: the method's own published value."
 
 
@@ -157,7 +160,7 @@ class MemorySettings(SettingsNode):
 
 def group_nodes() -> list[type[SettingsNode]]:
     """One node for each group whose settings the nodes above do not have, and one for each method with its own."""
-    nodes = [_group_node(*GROUPS[name], widgets_of(*rest_of(name, HOMES))) for name in GROUPS]
+    nodes = [_group_node(*GROUPS[name], widgets_of(*rest_of(name, HOMES), *ALSO.get(name, ()))) for name in GROUPS]
     for group in form_groups():
         if group.path[:1] == ("method",):
             taken = {f"method.{group.path[1]}.{name}" for name in ("beta", "margin_weight")}

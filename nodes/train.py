@@ -66,6 +66,7 @@ class TrainLoRA(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**53 - 1,
+                    control_after_generate=False,
                     tooltip="Seed of everything random; another one trains anew.",
                 ),
                 io.Boolean.Input(

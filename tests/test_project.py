@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import importlib.util
-import logging
 import os
 import re
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import mapo_core
-from scripts import architecture_doc, settings_doc
+from scripts import architecture_doc, node_docs, settings_doc
+from scripts.comfy_stand_in import loaded_pack, schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
+ADVICE = "run: python scripts/node_docs.py"
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}  # where a package is not called what it is imported as
 
 
@@ -80,6 +79,29 @@ def test_the_file_list_of_the_architecture_is_up_to_date() -> None:
             assert f"`{path.relative_to(ROOT).as_posix()}`" in written
 
 
+def test_the_texts_of_the_nodes_are_up_to_date() -> None:
+    infos = schemas()
+    assert node_docs.LOCALE.read_text(encoding="utf-8") == node_docs.locale_text(infos), ADVICE
+    assert {page.stem for page in node_docs.PAGES.glob("*.md")} == set(infos), ADVICE
+    for name, info in infos.items():
+        page = (node_docs.PAGES / f"{name}.md").read_text(encoding="utf-8")
+        assert page == node_docs.page_text(page, info), ADVICE
+
+
+def test_every_node_says_what_it_and_its_inputs_are() -> None:
+    known = set()
+    for name, info in schemas().items():
+        assert name.startswith("MaPO")
+        assert info["description"].endswith("."), name
+        for input_name, spec in node_docs.inputs(info).items():
+            known |= {input_name, f"{name}.{input_name}"}
+            assert spec[1].get("tooltip"), f"{name}: {input_name} has no tooltip"
+            # the page's translator would read these signs as its own
+            assert not re.search(r"[{}@|]", spec[1]["tooltip"]), f"{name}: {input_name}"
+        assert all(info["output_name"]), name
+    assert set(node_docs.NAMES) <= known, "names of inputs that are gone"
+
+
 def test_documents_that_are_named_exist() -> None:
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "mapo_core").rglob("*.py")]
     missing = {
@@ -115,32 +137,11 @@ def test_the_batch_file_has_windows_line_ends() -> None:
     assert b"*.bat text eol=crlf" in (ROOT / ".gitattributes").read_bytes()
 
 
-@pytest.fixture
-def comfy_api(monkeypatch: pytest.MonkeyPatch) -> type:
-    """The part of ComfyUI's interface that the entry point touches."""
-
-    class ComfyExtension:
-        pass
-
-    package, latest = ModuleType("comfy_api"), ModuleType("comfy_api.latest")
-    latest.__dict__.update(ComfyExtension=ComfyExtension)
-    monkeypatch.setitem(sys.modules, "comfy_api", package)
-    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
-    return ComfyExtension
-
-
-def test_comfyui_loads_the_pack_and_is_told_that_it_has_no_nodes(
-    comfy_api: type, caplog: pytest.LogCaptureFixture
+def test_an_entry_point_that_fails_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = importlib.util.spec_from_file_location("a name made from a path", ROOT / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
-    assert not hasattr(pack, "NODE_CLASS_MAPPINGS")  # would win over the entry point
-
-    with caplog.at_level(logging.INFO):
-        extension = asyncio.run(pack.comfy_entrypoint())
-    assert isinstance(extension, comfy_api)
-    assert asyncio.run(extension.get_node_list()) == []
-    assert [record.getMessage() for record in caplog.records if "not part of this version" in record.getMessage()]
+    with loaded_pack(tmp_path) as (pack, _):
+        monkeypatch.setitem(sys.modules, f"{pack.__name__}.nodes", None)
+        with pytest.raises(ImportError):
+            asyncio.run(pack.comfy_entrypoint())
+    assert "Traceback" in caplog.text
