@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ConfigError, MapoError
+from .evaluate.scorers import SCORERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +138,51 @@ def mismatch(args: argparse.Namespace, report: Reporter) -> int:
     return 0
 
 
+def evaluate(args: argparse.Namespace, report: Reporter) -> int:
+    """Measure a run's LoRA."""
+    from .evaluate import EvaluationSettings, ScorerOptions, evaluate_run
+    from .pairs import read_prompts
+    from .runs import open_run
+
+    run = open_run(args.run)
+    settings = EvaluationSettings(
+        scorers=tuple(args.scorers.split(",")),
+        prompts=tuple(read_prompts(args.prompts)) if args.prompts else (),
+        outside=tuple(read_prompts(args.outside)) if args.outside else (),
+        count=args.count,
+        seeds=args.seeds,
+        embedder=args.embedder,
+        step=args.step,
+        options=ScorerOptions(
+            download=args.download,
+            folders=weight_folders(args),
+            sha256=args.sha256,
+            judge_endpoint=args.judge_endpoint,
+            judge_model=args.judge_model,
+        ),
+    )
+    found = evaluate_run(run, settings, progress=report.progress, phase=report.phase)
+    write_json(args.json, found.as_dict())
+    folder = run.evaluation / f"step_{found.step:08d}"
+    report.result(
+        found.as_dict(), f"{found.render()}\nReport: {folder / 'report.json'}\nPictures: {run.path / found.sheet}"
+    )
+    return 0
+
+
+def weight_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """The `--weights NAME=PATH` of a command."""
+    found: dict[str, Path] = {}
+    for text in args.weights or ():
+        name, equals, path = text.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--weights {text}: write NAME=FOLDER, for example --weights dinov2=models/dinov2.")
+        found[name] = Path(path).expanduser()
+    if args.embedder_folder is not None:
+        found["dinov2"] = args.embedder_folder
+    return found
+
+
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +232,28 @@ def add_measures(add: Callable[[str, Any, str, str], argparse.ArgumentParser]) -
     add_images(sub)
     sub.add_argument("--count", type=positive, default=48, help="prompts to draw, twice each (default 48)")
     sub.add_argument("--sheet", type=Path, help="PNG to write: chosen images above what the base model draws")
+    add_embedder(sub)
+    add_results(sub)
+
+    sub = add(
+        "evaluate",
+        reporting(evaluate),
+        "Measure a run's LoRA: held-out pairs, win rate over the base model, drift and diversity, with intervals.",
+        "mapo evaluate my-style --scorers pickscore,clip --count 64",
+    )
+    sub.add_argument("run", help="name or folder of the run")
+    sub.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    sub.add_argument(
+        "--scorers", default="auto", help=f"auto (those whose weights are here), or some of {', '.join(SCORERS)}"
+    )
+    sub.add_argument("--prompts", type=Path, help="prompts to draw, .txt or .json (default: of the held-out pairs)")
+    sub.add_argument("--outside", type=Path, help="prompts for the drift, .txt or .json (default: a built-in list)")
+    sub.add_argument("--count", type=positive, default=32, help="at most so many prompts (default 32)")
+    sub.add_argument("--seeds", type=positive, default=2, help="pictures per prompt (default 2)")
+    sub.add_argument("--weights", action="append", metavar="NAME=PATH", help="where a scorer's weights are")
+    sub.add_argument("--sha256", help="hash of a pickled checkpoint that you trust (HPSv2.1)")
+    sub.add_argument("--judge-model", help="vlm-judge: folder or Hub id of a vision-language model")
+    sub.add_argument("--judge-endpoint", help="vlm-judge: URL of an OpenAI-compatible server; pictures are sent to it")
     add_embedder(sub)
     add_results(sub)
 

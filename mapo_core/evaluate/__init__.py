@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .embedding import EMBEDDERS, Embedder, embed_files, load_embedder
-    from .held_out import HeldOut, measure_held_out
+    from .evaluation import EvaluationSettings, evaluate_run, read_evaluation
+    from .held_out import HeldOut, HeldOutErrors, held_out_errors, measure_held_out
     from .mismatch import (
         BETAS,
         Mismatch,
@@ -19,31 +20,48 @@ if TYPE_CHECKING:
         suggested_beta,
     )
     from .process import run_measure
+    from .report import HeldOutComparison, RunEvaluation, ScorerComparison
+    from .scorers import SCORERS, Scorer, ScorerOptions, choose_scorers, load_scorer, missing_weights
     from .statistics import Interval, mean_interval
 
 __all__ = [
     "BETAS",
     "EMBEDDERS",
+    "SCORERS",
     "Embedder",
+    "EvaluationSettings",
     "HeldOut",
+    "HeldOutComparison",
+    "HeldOutErrors",
     "Interval",
     "Mismatch",
     "MismatchPictures",
+    "RunEvaluation",
+    "Scorer",
+    "ScorerComparison",
+    "ScorerOptions",
     "betas_to_try",
+    "choose_scorers",
     "embed_files",
+    "evaluate_run",
+    "held_out_errors",
     "load_embedder",
+    "load_scorer",
     "mean_interval",
     "measure_held_out",
     "measure_mismatch",
     "mismatch_of",
     "mismatch_sheet",
+    "missing_weights",
+    "read_evaluation",
     "run_measure",
     "suggested_beta",
 ]
 
 _MODULES = {
     "embedding": ("EMBEDDERS", "Embedder", "embed_files", "load_embedder"),
-    "held_out": ("HeldOut", "measure_held_out"),
+    "evaluation": ("EvaluationSettings", "evaluate_run", "read_evaluation"),
+    "held_out": ("HeldOut", "HeldOutErrors", "held_out_errors", "measure_held_out"),
     "mismatch": (
         "BETAS",
         "Mismatch",
@@ -55,6 +73,8 @@ _MODULES = {
         "suggested_beta",
     ),
     "process": ("run_measure",),
+    "report": ("HeldOutComparison", "RunEvaluation", "ScorerComparison"),
+    "scorers": ("SCORERS", "Scorer", "ScorerOptions", "choose_scorers", "load_scorer", "missing_weights"),
     "statistics": ("Interval", "mean_interval"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from ..demo.classifier import load_classifier, score_pictures, to_batch
 from ..demo.scenes import STYLES, render, scene_of_caption, scenes
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from .scorers import ScorerOptions
+    from .weights import WeightSource
+
+SOURCES: tuple[WeightSource, ...] = ()  # the classifier ships with the package
 _RENDERS = 256  # drawn scenes, all styles, that say how large each feature usually is
 
 
@@ -90,3 +95,16 @@ class DemoContent:
             for (i, _), right in zip(known, both.tolist(), strict=True):
                 found[i] = float(right)
         return found
+
+
+def load(name: str, options: ScorerOptions) -> DemoStyle | DemoContent:
+    """One of the two scorers.
+
+    Raises:
+        ConfigError: the style scorer got no chosen image to learn the style from.
+    """
+    if name == "demo-content":
+        return DemoContent()
+    if not options.references:
+        raise ConfigError("Scorer demo-style needs chosen images to know the style from.")
+    return DemoStyle(options.references)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import normalize
 
+from ..errors import ConfigError
 from ..families._quiet import quiet_import_notices
 from .vision import IMAGENET_MEAN, IMAGENET_STD, pixel_values
-from .weights import WeightSource, find_weights
+from .weights import WeightSource, find_weights, load_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from .scorers import ScorerOptions
+
 SOURCE = WeightSource("dinov2", "facebook/dinov2-base", ("config.json", "*.safetensors"), "350 MB")
+SOURCES = (SOURCE,)
 _SIDE, _RESIZE = 224, 256  # pixels
 _BATCH = 16
 
@@ -61,5 +65,32 @@ def load_dinov2(folder: Path | None = None, *, device: str = "auto", download: b
     from transformers import Dinov2Model
 
     where = preferred_device(device)
-    model: Any = Dinov2Model.from_pretrained(path, local_files_only=True, use_safetensors=True)
-    return DINOv2(model.to(where).eval(), where)
+    return DINOv2(load_pretrained(Dinov2Model, path, where), where)
+
+
+class DINOv2Similarity:
+    """Mean cosine similarity to the chosen images, as Ruiz et al. (DreamBooth, 2023) measure subject fidelity."""
+
+    name = "dinov2"
+    title = "DINOv2 similarity to chosen images"
+
+    def __init__(self, embedder: DINOv2, references: Sequence[Image.Image]) -> None:
+        self._embedder = embedder
+        self._references = embedder.embed(references)  # [R, D]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """[N], -1 to 1."""
+        return (self._embedder.embed(images) @ self._references.T).mean(dim=1).tolist()
+
+
+def load(name: str, options: ScorerOptions) -> DINOv2Similarity:
+    """The scorer.
+
+    Raises:
+        ConfigError: there are no chosen images to compare with.
+        MissingWeightsError: the weights are not here.
+    """
+    if not options.references:
+        raise ConfigError("Scorer dinov2 needs chosen images to compare with.")
+    embedder = load_dinov2(options.folders.get("dinov2"), device=options.device, download=options.download)
+    return DINOv2Similarity(embedder, options.references)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingWeightsError, ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-
-CLIP_TOKENIZER = ("tokenizer.json|vocab.json",)
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,17 @@ class WeightSource:
         files: patterns of the files that must be there; "a|b" is either.
         size: of the download, for people.
         extra: patterns that are downloaded beside them where the repository has them.
+        url: of the one file, for what is not on the Hub.
+        sha256: of that file.
     """
 
     name: str
     repo: str
     files: tuple[str, ...]
     size: str
-    extra: tuple[str, ...] = ("*.json", "*.txt", "*.model", "*.jinja")
+    extra: tuple[str, ...] = ()
+    url: str | None = None
+    sha256: str | None = None
 
     @property
     def patterns(self) -> list[str]:
@@ -60,10 +63,12 @@ def find_weights(source: WeightSource, folder: Path | None = None, download: boo
             raise MissingWeightsError(f"{folder} lacks {', '.join(lacking)} of {source.repo}. {_how(source)}")
         return folder
     kept = home_folder(source)
-    cached = _from_hub_cache(source)
+    cached = None if source.url else _from_hub_cache(source)
     for place in (kept, cached):
         if place is not None and not _lacking(place, source):
             return place
+    if download and source.url is not None:
+        return _download_url(source, kept)
     if download:
         from ..families._locate import download as fetch
 
@@ -82,11 +87,44 @@ def home_folder(source: WeightSource) -> Path:
 
 
 def _how(source: WeightSource) -> str:
+    if source.url is not None:
+        target = home_folder(source) / _file_name(source)
+        return (
+            f'Download it once: curl -L --create-dirs -o "{target}" {source.url} (or add '
+            f"--download to this command, or name its folder: --weights {source.name}=FOLDER)."
+        )
     files = " ".join(f'--include "{p}"' for p in source.patterns)
+    command = f'hf download {source.repo} {files} --local-dir "{home_folder(source)}"'
     return (
-        f"Download it once: hf download {source.repo} {files} --local-dir {home_folder(source)} (or add --download to "
-        f"this command, or name its folder: --weights {source.name}=FOLDER)."
+        f"Download it once: {command} (or add --download to this command, or name its folder: "
+        f"--weights {source.name}=FOLDER)."
     )
+
+
+def _file_name(source: WeightSource) -> str:
+    from urllib.parse import unquote
+
+    assert source.url is not None
+    return unquote(source.url.rpartition("/")[2])
+
+
+def _download_url(source: WeightSource, folder: Path) -> Path:
+    """Fetch the one file of a source; it is kept only if it is the one that is known."""
+    from urllib.request import urlopen
+
+    from ..runs import write_atomic
+
+    assert source.url is not None
+    try:
+        with urlopen(source.url, timeout=60) as answer:
+            content = answer.read()
+    except OSError as error:
+        raise ModelError(f"Cannot download {source.url}: {error}. {_how(source)}") from error
+    if source.sha256 is not None and hashlib.sha256(content).hexdigest() != source.sha256:
+        raise ModelError(f"{source.url} gave another file than the one that is known here; it was not kept.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / _file_name(source), content)
+    return folder
 
 
 def _lacking(folder: Path, source: WeightSource) -> list[str]:
@@ -138,10 +176,39 @@ def load_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
             f"{path} is a pickle, which can run code when it is read, and its sha256 is {actual} instead of {sha256}: "
             "it is not read. Download it again."
         )
-    import torch
+    from torch import Tensor, load
 
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    found: Any = load(path, map_location="cpu", weights_only=True)
     found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ModelError(f"{path} does not hold tensors by name. Download it again.")
     return found
+
+
+def load_pretrained(kind: Any, path: Path, device: torch.device) -> Any:
+    """A transformers model from a folder, complete, frozen and in evaluation mode; safetensors only.
+
+    Args:
+        kind: the model's class.
+        path: the folder.
+        device: where to put it.
+
+    Raises:
+        ModelError: the folder does not hold this model, or not all of it.
+    """
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(path, local_files_only=True, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read as {kind.__name__}: {error}. Download it again.") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if lacking := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks {len(lacking)} tensors of {kind.__name__}, for example {lacking[0]}. Download it again."
+        )
+    return model.to(device).eval().requires_grad_(False)

@@ -187,7 +187,6 @@ def test_embedders_are_chosen_by_model_and_missing_weights_say_what_to_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert load_embedder("auto", "demo").name == "demo"
     with pytest.raises(ConfigError, match="demo model's pictures alone"):
         load_embedder("demo", "sdxl.safetensors")
