@@ -176,9 +176,14 @@ def load_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
             f"{path} is a pickle, which can run code when it is read, and its sha256 is {actual} instead of {sha256}: "
             "it is not read. Download it again."
         )
+    from pickle import UnpicklingError
+
     from torch import Tensor, load
 
-    found: Any = load(path, map_location="cpu", weights_only=True)
+    try:
+        found: Any = load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{path} holds more than tensors, or is damaged, and is not read. ({error})") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ModelError(f"{path} does not hold tensors by name. Download it again.")
