@@ -51,7 +51,7 @@ def generate_rejected(arguments: dict[str, Any], progress: Progress) -> dict[str
         progress=lambda done, total: progress("generating rejected images", done, total),
     )
     listing = kept / "pairs.jsonl"
-    write_pairs(listing, made)
+    write_pairs(listing, made.pairs)
     return {"pairs": str(listing)}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .metadata import ImagePrompt, prompt_from_image
     from .pair import PairSet, PreferencePair, pairs_hash, pairs_text, read_pairs, write_pairs
     from .parquet import pairs_from_parquet
+    from .prompts import read_prompts
     from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, set_folder, split_set
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "read_pair_set",
     "read_pair_source",
     "read_pairs",
+    "read_prompts",
     "rejected_folder",
     "set_folder",
     "split_set",
@@ -77,6 +79,7 @@ _MODULES = {
     "pair": ("PairSet", "PreferencePair", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
     "parquet": ("pairs_from_parquet",),
     "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),
+    "prompts": ("read_prompts",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
