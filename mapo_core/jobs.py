@@ -81,21 +81,90 @@ def export(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"lora": str(export_run(run, out=Path(out) if out else None, **arguments))}
 
 
+def mismatch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Reference mismatch of a pair set.
+
+    Args:
+        arguments: `settings` (of TrainConfig, nested), `pairs` (path), `count`, `num_inference_steps`,
+            `guidance_scale`, `embedder`, `sheet` (path to write).
+        progress: of the work.
+
+    Returns:
+        `text` for people, `beta` (None where it is not measurable), and the measure itself as `mismatch`.
+    """
+    from .config import build_config
+    from .evaluate import load_embedder, measure_mismatch, mismatch_sheet
+    from .pairs import read_pairs
+    from .pictures import save_image
+
+    config = build_config(arguments["settings"])
+    embedder = load_embedder(arguments["embedder"], config.model.path, device=config.training.device)
+    said = _Phases(progress)
+    found, pictures = measure_mismatch(
+        config,
+        read_pairs(Path(arguments["pairs"])),
+        embedder,
+        count=arguments["count"],
+        num_inference_steps=arguments["num_inference_steps"],
+        guidance_scale=arguments["guidance_scale"],
+        progress=said.progress,
+        phase=said.phase,
+    )
+    save_image(mismatch_sheet(pictures), Path(arguments["sheet"]))
+    return {"text": found.render(), "beta": found.beta, "mismatch": found.as_dict()}
+
+
+def evaluate(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """All measures of a checkpoint; arguments: `run` and the fields of `EvaluationSettings` but its options.
+
+    Returns:
+        `text` for people, `sheet` (path), and the measures themselves as `evaluation`.
+    """
+    from .evaluate import EvaluationSettings, evaluate_run
+
+    run = open_run(arguments.pop("run"))
+    lists = {name: tuple(arguments.pop(name)) for name in ("scorers", "prompts", "outside") if name in arguments}
+    said = _Phases(progress)
+    found = evaluate_run(run, EvaluationSettings(**lists, **arguments), progress=said.progress, phase=said.phase)
+    return {"text": found.render(), "sheet": str(run.path / found.sheet), "evaluation": found.as_dict()}
+
+
+class _Phases:
+    """Joins what is done and how far it is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = ""
+
+    def phase(self, name: str) -> None:
+        """What is being done."""
+        self._phase = name
+        self._progress(name, 0, 1)
+
+    def progress(self, done: int, total: int) -> None:
+        """How far it is."""
+        self._progress(self._phase, done, total)
+
+
 JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "compare": compare,
+    "evaluate": evaluate,
     "export": export,
     "generate_rejected": generate_rejected,
+    "mismatch": mismatch,
 }
 
 
 def job_child(name: str) -> int:
     """Be the child process of `run_job`: arguments from standard input, JSON lines to standard output."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    from .evaluate.process import jsonable
+
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
 
     def say(**message: Any) -> None:
-        answers.write(json.dumps(message) + "\n")
+        answers.write(json.dumps(jsonable(message)) + "\n")
 
     with open(0, "rb", buffering=0, closefd=False) as given:  # unbuffered: the rest of the pipe is watched below
         arguments = json.loads(given.readline())
