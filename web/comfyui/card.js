@@ -3,7 +3,7 @@
 import { drawSpark } from "./chart.js";
 import { runFromServer } from "./curve.js";
 import { button, make, setText } from "./dom.js";
-import { ago, facts, percent, stateText } from "./format.js";
+import { accuracyText, ago, facts, stateText } from "./format.js";
 import { RunPanel } from "./panel.js";
 import { openViewer } from "./viewer.js";
 
@@ -72,10 +72,7 @@ export class RunCard {
   #lines(run) {
     const what = [run.model, METHODS[run.method] ?? run.method, ago(run.created)].filter(Boolean).join(" · ");
     const lines = [what, facts(run).slice(0, run.alive ? 3 : 1).join(" · ")];
-    if (Number.isFinite(run.accuracy)) {
-      const base = Number.isFinite(run.base_accuracy) ? ` (base ${percent(run.base_accuracy)})` : "";
-      lines.push(`Held-out accuracy ${percent(run.accuracy)}${base}`);
-    }
+    lines.push(accuracyText(run));
     if (run.state === "failed" || run.state === "interrupted") lines.push(run.message);
     if (run.lora_copy) lines.push(`In the LoRA list: ${run.lora_copy}`);
     return lines.filter(Boolean);

@@ -48,7 +48,7 @@ guarded("the front end", () =>
       guarded("the runs tab", () => app.extensionManager.registerSidebarTab(sidebarTab(server)));
     },
     nodeCreated(node) {
-      guarded("the chart in the node", () => dressNode(node, server));
+      guarded("the chart in the node", () => dressNode(node, server, () => app.canvas?.graph));
     },
     afterConfigureGraph() {
       guarded("taking up running charts", () => takeUp(rootGraph(), server));

@@ -3,7 +3,7 @@
 import { CurveChart } from "./chart.js";
 import { applyEvent, emptyRun, parseLines, runFromServer } from "./curve.js";
 import { button, keepEvents, make, setText } from "./dom.js";
-import { accuracyText, facts, progress, stateText } from "./format.js";
+import { facts, progress, stateText } from "./format.js";
 import { openViewer } from "./viewer.js";
 
 const POLL_MS = 3000; // only while no live events arrive
@@ -166,7 +166,7 @@ export class RunPanel {
     let text = this.note;
     if (!text && bad) text = run.message;
     if (!text && warning) text = warning.step ? `Step ${warning.step}: ${warning.message}` : warning.message;
-    if (!text && !run.alive) text = accuracyText(run);
+    if (!text && !run.alive && run.lora_copy) text = `In the LoRA list: ${run.lora_copy}`;
     setText(this.message, text || "");
     this.message.hidden = !text;
     this.message.title = text || "";
