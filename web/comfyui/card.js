@@ -13,10 +13,12 @@ export class RunCard {
   /**
    * @param {object} server as in server.js
    * @param {() => void} refresh asks for the list again
+   * @param {(name: string) => void} onResume told of a run that was started again
    */
-  constructor(server, refresh) {
+  constructor(server, refresh, onResume) {
     this.server = server;
     this.refresh = refresh;
+    this.onResume = onResume;
     this.panel = null;
     this.name = make("span", "mapo-card-name");
     this.state = make("span", "mapo-card-state");
@@ -110,6 +112,8 @@ export class RunCard {
 
   async #resume() {
     await this.server.resume(this.run.name);
+    this.onResume(this.run.name);
+    this.panel?.watch();
     return "Started again; loading the model.";
   }
 

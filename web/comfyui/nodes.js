@@ -5,8 +5,9 @@ import { RunPanel } from "./panel.js";
 
 export const TRAIN_NODE = "MaPOTrainLoRA";
 const HINT = "Curves, pictures and buttons appear here when the training begins.";
-const PANEL_HEIGHT = 360;
-const TEXT_HEIGHT = 120;
+const PANEL_HEIGHT = 400;
+const TEXT_HEIGHT = 140;
+const MARGIN = 20; // that the old front end leaves around an element
 const REMEMBERED = "mapo_run";
 const MOUNT_MS = 1000;
 
@@ -41,6 +42,11 @@ export async function takeUp(rootGraph, server) {
     const node = findNode(rootGraph, id);
     if (node) showRun(node, run);
   }
+}
+
+/** A run was started again from the runs tab: nodes that show it follow it. */
+export function followAgain(name) {
+  for (const panel of panels) if (panel.run?.name === name) panel.watch();
 }
 
 /** Draw the charts again, in the colours of another theme. */
@@ -100,6 +106,7 @@ function showText(node, text, openGraph) {
 
 /** A widget that shows an element, takes all the room that is left in the node, and is not saved. */
 function addElement(node, name, element, minHeight, openGraph) {
+  element.style.minHeight = `${minHeight - MARGIN}px`; // Vue nodes ask for no other height
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option alone is not enough: positional widget values would shift

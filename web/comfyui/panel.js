@@ -8,6 +8,7 @@ import { openViewer } from "./viewer.js";
 
 const POLL_MS = 3000; // only while no live events arrive
 const NOTE_MS = 6000;
+const START_MS = 90000; // until a run that was started again says so, at most
 const ASKED = {
   stop: "Stopping after the current step.",
   save: "Saving after the current step.",
@@ -27,6 +28,7 @@ export class RunPanel {
     this.waiting = null; // events that arrive while the history is being loaded
     this.latest = 0; // counts loads, so that an answer that was overtaken is dropped
     this.liveAt = 0;
+    this.watchUntil = 0;
     this.note = "";
     this.noteTimer = 0;
     this.#build(hint);
@@ -72,6 +74,11 @@ export class RunPanel {
     } else if (!this.run.alive) {
       this.bind(name); // an empty message: the run begins, or is taken up again
     }
+  }
+
+  /** The run has been started again from elsewhere: look until it is under way. */
+  watch() {
+    this.watchUntil = Date.now() + START_MS;
   }
 
   /** Draw again, for example in another theme. */
@@ -204,7 +211,9 @@ export class RunPanel {
 
   /** A run whose live events go elsewhere, or nowhere, is read from the server now and then. */
   #poll() {
-    const idle = Date.now() - this.liveAt > POLL_MS;
-    if (this.run?.alive && idle && !this.waiting && this.element.isConnected && !document.hidden) this.bind(this.run.name);
+    const now = Date.now();
+    const moving = this.run?.alive || (this.run && now < this.watchUntil);
+    const idle = now - this.liveAt > POLL_MS && !this.waiting;
+    if (moving && idle && this.element.isConnected && !document.hidden) this.bind(this.run.name);
   }
 }

@@ -29,7 +29,7 @@ const CSS = `
   font-family: inherit; color: var(--mapo-ink); border-radius: 4px; }
 .mapo-chart:focus-visible, .mapo-button:focus-visible, .mapo-strip:focus-visible {
   outline: 2px solid var(--mapo-end); outline-offset: 1px; }
-.mapo-strip { flex: 0 1 84px; min-height: 40px; padding: 0; border: 0; border-radius: 4px; overflow: hidden;
+.mapo-strip { flex: 0 1 72px; min-height: 40px; padding: 0; border: 0; border-radius: 4px; overflow: hidden;
   background: none; cursor: zoom-in; display: flex; justify-content: center; }
 .mapo-strip-picture { max-width: 100%; height: 100%; object-fit: contain; border-radius: 4px; }
 .mapo-message { color: var(--mapo-faint); overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical;
@@ -43,7 +43,7 @@ const CSS = `
 .mapo-button:disabled { opacity: 0.45; cursor: default; }
 .mapo-button.mapo-danger { color: var(--mapo-bad); }
 .mapo-text { width: 100%; height: 100%; resize: none; padding: 6px 8px; border: 1px solid var(--mapo-line);
-  border-radius: 4px; background: var(--mapo-back); font: 11px/1.45 ui-monospace, Consolas, monospace; white-space: pre;
+  border-radius: 4px; background: var(--mapo-back); font: 11px/1.45 ui-monospace, Consolas, monospace; white-space: pre-wrap;
   overflow: auto; }
 .mapo-holder { padding: 0 14px; }
 .mapo-holder:empty { display: none; }
