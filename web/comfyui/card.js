@@ -8,6 +8,7 @@ import { RunPanel } from "./panel.js";
 import { openViewer } from "./viewer.js";
 
 const METHODS = { mapo: "MaPO", sft: "plain fine-tuning", diffusion_dpo: "Diffusion-DPO" };
+const NOTE_MS = 10000;
 
 export class RunCard {
   /**
@@ -67,6 +68,7 @@ export class RunCard {
   }
 
   dispose() {
+    clearTimeout(this.noteTimer);
     this.panel?.dispose();
     this.element.remove();
   }
@@ -100,6 +102,8 @@ export class RunCard {
   }
 
   #say(text, bad = false) {
+    clearTimeout(this.noteTimer);
+    if (text && !bad) this.noteTimer = setTimeout(() => this.#say(""), NOTE_MS);
     setText(this.note, text);
     this.note.hidden = !text;
     this.note.classList.toggle("mapo-bad", bad);

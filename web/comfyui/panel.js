@@ -31,6 +31,7 @@ export class RunPanel {
     this.watchUntil = 0;
     this.note = "";
     this.noteTimer = 0;
+    this.asked = null; // the state in which something was asked for
     this.#build(hint);
     this.timer = setInterval(() => this.#poll(), POLL_MS);
   }
@@ -133,6 +134,10 @@ export class RunPanel {
 
   #render() {
     const run = this.run;
+    if (this.asked && this.asked.state !== run.state) {
+      this.note = ""; // answered
+      this.asked = null;
+    }
     this.hint.hidden = true;
     this.body.hidden = false;
     this.element.dataset.state = run.state;
@@ -183,6 +188,7 @@ export class RunPanel {
 
   async #ask(verb) {
     this.#say(ASKED[verb]);
+    this.asked = { state: this.run.state };
     const element = this.buttons[verb === "resume" ? "pause" : verb];
     element.disabled = true; // until the next event says how things stand
     try {
@@ -195,6 +201,7 @@ export class RunPanel {
 
   #say(text) {
     this.note = text;
+    this.asked = null;
     clearTimeout(this.noteTimer);
     this.noteTimer = setTimeout(() => {
       this.note = "";

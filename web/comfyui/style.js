@@ -45,7 +45,7 @@ const CSS = `
 .mapo-text { width: 100%; height: 100%; resize: none; padding: 6px 8px; border: 1px solid var(--mapo-line);
   border-radius: 4px; background: var(--mapo-back); font: 11px/1.45 ui-monospace, Consolas, monospace; white-space: pre-wrap;
   overflow: auto; }
-.mapo-holder { padding: 0 14px; }
+.mapo-holder { padding: 0 14px; contain: inline-size; min-width: 340px; }
 .mapo-holder:empty { display: none; }
 .mapo-viewer { box-shadow: 0 8px 40px rgba(0, 0, 0, 0.6); max-width: 96vw; max-height: 96vh; padding: 10px; border: 1px solid var(--mapo-line); border-radius: 8px;
   background: var(--comfy-menu-bg, #222); margin: auto; }
