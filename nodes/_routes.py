@@ -112,7 +112,7 @@ async def resume_run(request: web.Request) -> web.StreamResponse:
         for other in await asyncio.to_thread(_run_list.read, lambda path: None):
             if other["alive"]:
                 raise RefusedError(
-                    f"Run {other['name']} is being trained. Stop it first; two share no graphics card.", 409
+                    f"Run {other['name']} is being trained. Stop it first: two at once run out of memory.", 409
                 )
             if other["name"] == run.name and not other["can_resume"]:
                 raise RefusedError(f"Run {run.name} has {other['state']}: there is nothing left to train.", 409)

@@ -16,6 +16,7 @@ LOG_TAIL_BYTES = 6000
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _CAN_RESUME = ("created", "stopped", "failed", "interrupted")
+_TRAINING = ("running", "paused", "stopping")
 _NOT_A_NAME = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 Event = dict[str, Any]
@@ -123,6 +124,7 @@ def detail(run: runs.RunDir, find_copy: FindCopy) -> dict[str, Any]:
 
 def _describe(run: runs.RunDir, events: list[Event], points: int) -> dict[str, Any]:
     status = runs.run_status(run)
+    alive = status.alive and status.state in _TRAINING  # after its last word a process needs a moment to end
     config = _read_config(run)
     ready = _last(events, lambda e: e.get("phase") == "ready")
     phase = _last(events, lambda e: e["type"] in ("phase", "step"))  # a step ends the phase before it
@@ -134,12 +136,12 @@ def _describe(run: runs.RunDir, events: list[Event], points: int) -> dict[str, A
     return {
         "name": run.name,
         "state": status.state,
-        "alive": status.alive,
+        "alive": alive,
         "step": status.step,
         "steps": status.steps or _dig(config, "training", "steps"),
         "message": status.message,
-        "phase": _pick(phase, "phase", "done", "total") if status.alive and phase.get("phase") else None,
-        "seconds_left": status.metrics.get("seconds_left") if status.alive else None,
+        "phase": _pick(phase, "phase", "done", "total") if alive and phase.get("phase") else None,
+        "seconds_left": status.metrics.get("seconds_left") if alive else None,
         "seconds_per_step": status.metrics.get("seconds_per_step"),
         "pairs_per_step": ready.get("pairs_per_step"),
         "peak_memory_bytes": status.metrics.get("peak_memory_bytes"),
@@ -151,7 +153,7 @@ def _describe(run: runs.RunDir, events: list[Event], points: int) -> dict[str, A
         "base_accuracy": measured[-1]["base_accuracy"] if measured else None,
         "lora": lora if lora and (run.path / lora).is_file() else None,
         "sample": sample.get("path"),
-        "can_resume": not status.alive and status.state in _CAN_RESUME,
+        "can_resume": not alive and status.state in _CAN_RESUME,
         "resume_step": runs.checkpoint_step(checkpoint) if checkpoint else 0,
         "curve": [
             {"step": step, **{name: values[i] for name, values in history.curves.items()}}

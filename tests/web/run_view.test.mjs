@@ -119,6 +119,8 @@ test("numbers as a person writes them", () => {
   assert.deepEqual([12e6, 8.5 * 1024 ** 3].map(bytes), ["11 MB", "8.5 GB"]);
   assert.deepEqual([0.028734, -0.1342, 12.345, 4321, 0, null].map(number), ["0.0287", "−0.134", "12.3", "4,321", "0", "–"]);
   assert.deepEqual([0.989, 0, null].map(percent), ["99%", "0%", "–"]);
+  assert.equal(accuracyText({ accuracy: 0.9, base_accuracy: 0.5 }), "Held-out accuracy 90% (base 50%)");
+  assert.equal(accuracyText({ accuracy: null }), "");
   assert.deepEqual([rate(8, 0.25), rate(8, 16), rate(8, 80), rate(null, 1), rate(8, 0)], ["32 pairs/s", "0.5 pairs/s", "6 pairs/min", "", ""]);
   assert.deepEqual([10, 400, 7300, 90000, 300000].map((s) => ago(1e9 - s, 1e9)), ["just now", "6 min ago", "2 h ago", "yesterday", "3 days ago"]);
 });
@@ -132,7 +134,7 @@ test("the state and the facts of a run in words", () => {
   applyEvent(run, { type: "phase", step: 40, phase: "measuring held-out pairs", done: 3, total: 24 });
   assert.equal(stateText(run), "Measuring held-out pairs 3 of 24");
   applyEvent(run, { type: "evaluated", step: 40, accuracy: 0.9, base: { accuracy: 0.5 } });
-  assert.equal(accuracyText(run), "Held-out accuracy 90% (base 50%)");
+  assert.deepEqual(run.evaluated, [{ step: 40, accuracy: 0.9, margin: null, base_accuracy: 0.5 }]);
 
   applyEvent(run, { type: "run_failed", step: 40, message: "Out of memory." });
   assert.deepEqual([stateText(run), run.message], ["Failed", "Out of memory."]);

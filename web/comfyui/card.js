@@ -3,20 +3,23 @@
 import { drawSpark } from "./chart.js";
 import { runFromServer } from "./curve.js";
 import { button, make, setText } from "./dom.js";
-import { ago, facts, percent, stateText } from "./format.js";
+import { accuracyText, ago, facts, stateText } from "./format.js";
 import { RunPanel } from "./panel.js";
 import { openViewer } from "./viewer.js";
 
 const METHODS = { mapo: "MaPO", sft: "plain fine-tuning", diffusion_dpo: "Diffusion-DPO" };
+const NOTE_MS = 10000;
 
 export class RunCard {
   /**
    * @param {object} server as in server.js
    * @param {() => void} refresh asks for the list again
+   * @param {(name: string) => void} onResume told of a run that was started again
    */
-  constructor(server, refresh) {
+  constructor(server, refresh, onResume) {
     this.server = server;
     this.refresh = refresh;
+    this.onResume = onResume;
     this.panel = null;
     this.name = make("span", "mapo-card-name");
     this.state = make("span", "mapo-card-state");
@@ -65,6 +68,7 @@ export class RunCard {
   }
 
   dispose() {
+    clearTimeout(this.noteTimer);
     this.panel?.dispose();
     this.element.remove();
   }
@@ -72,10 +76,7 @@ export class RunCard {
   #lines(run) {
     const what = [run.model, METHODS[run.method] ?? run.method, ago(run.created)].filter(Boolean).join(" · ");
     const lines = [what, facts(run).slice(0, run.alive ? 3 : 1).join(" · ")];
-    if (Number.isFinite(run.accuracy)) {
-      const base = Number.isFinite(run.base_accuracy) ? ` (base ${percent(run.base_accuracy)})` : "";
-      lines.push(`Held-out accuracy ${percent(run.accuracy)}${base}`);
-    }
+    lines.push(accuracyText(run));
     if (run.state === "failed" || run.state === "interrupted") lines.push(run.message);
     if (run.lora_copy) lines.push(`In the LoRA list: ${run.lora_copy}`);
     return lines.filter(Boolean);
@@ -101,6 +102,8 @@ export class RunCard {
   }
 
   #say(text, bad = false) {
+    clearTimeout(this.noteTimer);
+    if (text && !bad) this.noteTimer = setTimeout(() => this.#say(""), NOTE_MS);
     setText(this.note, text);
     this.note.hidden = !text;
     this.note.classList.toggle("mapo-bad", bad);
@@ -113,6 +116,8 @@ export class RunCard {
 
   async #resume() {
     await this.server.resume(this.run.name);
+    this.onResume(this.run.name);
+    this.panel?.watch();
     return "Started again; loading the model.";
   }
 

@@ -132,9 +132,10 @@ export class CurveChart {
   }
 }
 
-/** The steps that the horizontal axis spans. */
+/** The last step that the horizontal axis spans: the newest one, since the bar shows how far that is. */
 function lastStep(run) {
-  return Math.max(1, run.steps ?? 0, run.curve.at(-1)?.step ?? 0, run.evaluated.at(-1)?.step ?? 0);
+  const newest = Math.max(run.curve.at(-1)?.step ?? 0, run.evaluated.at(-1)?.step ?? 0);
+  return Math.max(1, newest, Math.min(10, run.steps ?? 10));
 }
 
 function describe(run) {

@@ -98,9 +98,7 @@ export function facts(run) {
 }
 
 /** "Held-out accuracy 97% (base 12%)", or nothing before the first measure. */
-export function accuracyText(run) {
-  const last = run.evaluated.at(-1);
-  if (!last || !Number.isFinite(last.accuracy)) return "";
-  const base = Number.isFinite(last.base_accuracy) ? ` (base ${percent(last.base_accuracy)})` : "";
-  return `Held-out accuracy ${percent(last.accuracy)}${base}`;
+export function accuracyText({ accuracy, base_accuracy: base }) {
+  if (!Number.isFinite(accuracy)) return "";
+  return `Held-out accuracy ${percent(accuracy)}${Number.isFinite(base) ? ` (base ${percent(base)})` : ""}`;
 }

@@ -5,13 +5,14 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { dressNode, onProgress, redrawPanels, takeUp } from "./nodes.js";
+import { dressNode, followAgain, onProgress, redrawPanels, takeUp } from "./nodes.js";
 import { makeServer } from "./server.js";
 import { sidebarTab } from "./sidebar.js";
 import { addStyle } from "./style.js";
 
 const server = makeServer(api);
 let warned = false;
+let ready = false; // there is no graph before, and asking for it is an error in newer front ends
 
 /** Do it; a page on which it fails works as it would without us, and says so once. */
 function guarded(what, action) {
@@ -35,20 +36,27 @@ function watchTheme() {
   }
 }
 
+// At once, because ComfyUI warns of messages that nobody listens to; what comes too early is read from the server later.
+guarded("the live chart", () =>
+  api.addEventListener("mapo.progress", ({ detail }) => {
+    if (ready) guarded("the live chart", () => onProgress(rootGraph(), detail));
+  }),
+);
+
 guarded("the front end", () =>
   app.registerExtension({
     name: "MaPO.Runs",
     async setup() {
       guarded("the style", () => addStyle());
       guarded("the live chart", () => {
-        api.addEventListener("mapo.progress", ({ detail }) => guarded("the live chart", () => onProgress(rootGraph(), detail)));
+        ready = true;
         watchTheme();
         return takeUp(rootGraph(), server);
       });
-      guarded("the runs tab", () => app.extensionManager.registerSidebarTab(sidebarTab(server)));
+      guarded("the runs tab", () => app.extensionManager.registerSidebarTab(sidebarTab(server, followAgain)));
     },
     nodeCreated(node) {
-      guarded("the chart in the node", () => dressNode(node, server));
+      guarded("the chart in the node", () => dressNode(node, server, () => app.canvas?.graph));
     },
     afterConfigureGraph() {
       guarded("taking up running charts", () => takeUp(rootGraph(), server));

@@ -5,20 +5,25 @@ import { RunPanel } from "./panel.js";
 
 export const TRAIN_NODE = "MaPOTrainLoRA";
 const HINT = "Curves, pictures and buttons appear here when the training begins.";
-const PANEL_HEIGHT = 340;
-const TEXT_HEIGHT = 120;
+const PANEL_HEIGHT = 400;
+const TEXT_HEIGHT = 140;
+const MARGIN = 20; // that the old front end leaves around an element
 const REMEMBERED = "mapo_run";
+const MOUNT_MS = 1000;
 
 const panelOf = new WeakMap();
 const panels = new Set();
 
-/** Add what belongs to a node; called once for every node that is made. */
-export function dressNode(node, server) {
+/**
+ * Add what belongs to a node; called once for every node that is made.
+ * @param {() => object} openGraph the graph that the page shows, which may be a subgraph
+ */
+export function dressNode(node, server, openGraph) {
   if (!node.comfyClass?.startsWith("MaPO")) return;
-  if (node.comfyClass === TRAIN_NODE) addPanel(node, server);
+  if (node.comfyClass === TRAIN_NODE) addPanel(node, server, openGraph);
   after(node, "onExecuted", (output) => {
     if (output?.mapo_run?.length) showRun(node, String(output.mapo_run[0]));
-    if (output?.mapo_text?.length) showText(node, output.mapo_text.join("\n"));
+    if (output?.mapo_text?.length) showText(node, output.mapo_text.join("\n"), openGraph);
   });
 }
 
@@ -39,6 +44,11 @@ export async function takeUp(rootGraph, server) {
   }
 }
 
+/** A run was started again from the runs tab: nodes that show it follow it. */
+export function followAgain(name) {
+  for (const panel of panels) if (panel.run?.name === name) panel.watch();
+}
+
 /** Draw the charts again, in the colours of another theme. */
 export function redrawPanels() {
   for (const panel of panels) panel.redraw();
@@ -57,11 +67,11 @@ export function findNode(rootGraph, id) {
   return node;
 }
 
-function addPanel(node, server) {
+function addPanel(node, server, openGraph) {
   const panel = new RunPanel(server, HINT);
   panelOf.set(node, panel);
   panels.add(panel);
-  addElement(node, "mapo_panel", panel.element, PANEL_HEIGHT);
+  addElement(node, "mapo_panel", panel.element, PANEL_HEIGHT, openGraph);
   after(node, "onConfigure", () => panel.bind(node.properties?.[REMEMBERED]));
   after(node, "onRemoved", () => {
     panels.delete(panel);
@@ -82,24 +92,39 @@ function remember(node, run) {
   node.properties[REMEMBERED] = run;
 }
 
-function showText(node, text) {
+function showText(node, text, openGraph) {
   let area = node.mapoText;
   if (!area) {
     area = make("textarea", "mapo mapo-text", { readonly: true, spellcheck: "false", "aria-label": `Report of ${node.title}` });
     keepEvents(area, "pointerdown", "mousedown", "keydown", "wheel", "contextmenu");
     node.mapoText = area;
-    addElement(node, "mapo_text", area, TEXT_HEIGHT);
+    addElement(node, "mapo_text", area, TEXT_HEIGHT, openGraph);
     grow(node);
   }
   area.value = text;
 }
 
 /** A widget that shows an element, takes all the room that is left in the node, and is not saved. */
-function addElement(node, name, element, minHeight) {
+function addElement(node, name, element, minHeight, openGraph) {
+  element.style.minHeight = `${minHeight - MARGIN}px`; // Vue nodes ask for no other height
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option alone is not enough: positional widget values would shift
-  return widget;
+  const timer = setInterval(() => putIntoBody(node, element, minHeight, openGraph), MOUNT_MS);
+  after(node, "onRemoved", () => clearInterval(timer));
+}
+
+/**
+ * The first Vue nodes (front end 1.27) leave out widgets that are elements. Where the page shows the node without its
+ * element, the element goes to the end of the node's body; a front end that shows it later just takes it from there.
+ */
+function putIntoBody(node, element, minHeight, openGraph) {
+  if (element.isConnected || document.hidden || !node.graph || node.graph !== openGraph()) return;
+  const body = document.querySelector(`[data-testid="node-body-${CSS.escape(String(node.id))}"]`);
+  if (!body) return;
+  const holder = make("div", "mapo-holder", {}, element);
+  holder.style.height = `${minHeight}px`;
+  body.append(holder);
 }
 
 /** Make the node as large as its widgets need, never smaller than it is. */

@@ -3,11 +3,12 @@
 import { CurveChart } from "./chart.js";
 import { applyEvent, emptyRun, parseLines, runFromServer } from "./curve.js";
 import { button, keepEvents, make, setText } from "./dom.js";
-import { accuracyText, facts, progress, stateText } from "./format.js";
+import { facts, progress, stateText } from "./format.js";
 import { openViewer } from "./viewer.js";
 
 const POLL_MS = 3000; // only while no live events arrive
 const NOTE_MS = 6000;
+const START_MS = 90000; // until a run that was started again says so, at most
 const ASKED = {
   stop: "Stopping after the current step.",
   save: "Saving after the current step.",
@@ -27,8 +28,10 @@ export class RunPanel {
     this.waiting = null; // events that arrive while the history is being loaded
     this.latest = 0; // counts loads, so that an answer that was overtaken is dropped
     this.liveAt = 0;
+    this.watchUntil = 0;
     this.note = "";
     this.noteTimer = 0;
+    this.asked = null; // the state in which something was asked for
     this.#build(hint);
     this.timer = setInterval(() => this.#poll(), POLL_MS);
   }
@@ -72,6 +75,11 @@ export class RunPanel {
     } else if (!this.run.alive) {
       this.bind(name); // an empty message: the run begins, or is taken up again
     }
+  }
+
+  /** The run has been started again from elsewhere: look until it is under way. */
+  watch() {
+    this.watchUntil = Date.now() + START_MS;
   }
 
   /** Draw again, for example in another theme. */
@@ -126,6 +134,10 @@ export class RunPanel {
 
   #render() {
     const run = this.run;
+    if (this.asked && this.asked.state !== run.state) {
+      this.note = ""; // answered
+      this.asked = null;
+    }
     this.hint.hidden = true;
     this.body.hidden = false;
     this.element.dataset.state = run.state;
@@ -166,7 +178,7 @@ export class RunPanel {
     let text = this.note;
     if (!text && bad) text = run.message;
     if (!text && warning) text = warning.step ? `Step ${warning.step}: ${warning.message}` : warning.message;
-    if (!text && !run.alive) text = accuracyText(run);
+    if (!text && !run.alive && run.lora_copy) text = `In the LoRA list: ${run.lora_copy}`;
     setText(this.message, text || "");
     this.message.hidden = !text;
     this.message.title = text || "";
@@ -176,6 +188,7 @@ export class RunPanel {
 
   async #ask(verb) {
     this.#say(ASKED[verb]);
+    this.asked = { state: this.run.state };
     const element = this.buttons[verb === "resume" ? "pause" : verb];
     element.disabled = true; // until the next event says how things stand
     try {
@@ -188,6 +201,7 @@ export class RunPanel {
 
   #say(text) {
     this.note = text;
+    this.asked = null;
     clearTimeout(this.noteTimer);
     this.noteTimer = setTimeout(() => {
       this.note = "";
@@ -204,7 +218,9 @@ export class RunPanel {
 
   /** A run whose live events go elsewhere, or nowhere, is read from the server now and then. */
   #poll() {
-    const idle = Date.now() - this.liveAt > POLL_MS;
-    if (this.run?.alive && idle && !this.waiting && this.element.isConnected && !document.hidden) this.bind(this.run.name);
+    const now = Date.now();
+    const moving = this.run?.alive || (this.run && now < this.watchUntil);
+    const idle = now - this.liveAt > POLL_MS && !this.waiting;
+    if (moving && idle && this.element.isConnected && !document.hidden) this.bind(this.run.name);
   }
 }

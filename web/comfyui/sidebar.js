@@ -6,8 +6,11 @@ import { button, make, setText } from "./dom.js";
 const BUSY_MS = 2500; // while something is being trained
 const IDLE_MS = 12000;
 
-/** What `registerSidebarTab` takes. */
-export function sidebarTab(server) {
+/**
+ * What `registerSidebarTab` takes.
+ * @param {(name: string) => void} onResume called when a run was started again
+ */
+export function sidebarTab(server, onResume) {
   let list = null;
   return {
     id: "mapo-runs",
@@ -17,7 +20,7 @@ export function sidebarTab(server) {
     type: "custom",
     render: (container) => {
       list?.close();
-      list = new RunTab(server, container);
+      list = new RunTab(server, container, onResume);
     },
     destroy: () => {
       list?.close();
@@ -27,8 +30,9 @@ export function sidebarTab(server) {
 }
 
 class RunTab {
-  constructor(server, container) {
+  constructor(server, container, onResume) {
     this.server = server;
+    this.onResume = onResume;
     this.cards = new Map();
     this.timer = 0;
     this.asking = false;
@@ -83,7 +87,7 @@ class RunTab {
     for (const run of runs) {
       let card = this.cards.get(run.name);
       if (!card) {
-        card = new RunCard(this.server, () => this.refresh());
+        card = new RunCard(this.server, () => this.refresh(), this.onResume);
         this.cards.set(run.name, card);
       }
       const place = before ? before.nextSibling : this.list.firstChild;

@@ -29,11 +29,11 @@ const CSS = `
   font-family: inherit; color: var(--mapo-ink); border-radius: 4px; }
 .mapo-chart:focus-visible, .mapo-button:focus-visible, .mapo-strip:focus-visible {
   outline: 2px solid var(--mapo-end); outline-offset: 1px; }
-.mapo-strip { flex: 0 1 84px; min-height: 40px; padding: 0; border: 0; border-radius: 4px; overflow: hidden;
+.mapo-strip { flex: 0 1 72px; min-height: 40px; padding: 0; border: 0; border-radius: 4px; overflow: hidden;
   background: none; cursor: zoom-in; display: flex; justify-content: center; }
 .mapo-strip-picture { max-width: 100%; height: 100%; object-fit: contain; border-radius: 4px; }
 .mapo-message { color: var(--mapo-faint); overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical;
-  -webkit-line-clamp: 3; overflow-wrap: anywhere; flex: none; user-select: text; }
+  -webkit-line-clamp: 2; overflow-wrap: anywhere; flex: none; user-select: text; }
 .mapo-message.mapo-bad { color: var(--mapo-bad); }
 .mapo-message.mapo-warning { color: var(--mapo-wait); }
 .mapo-buttons { display: flex; flex-wrap: wrap; gap: 5px; flex: none; }
@@ -43,9 +43,11 @@ const CSS = `
 .mapo-button:disabled { opacity: 0.45; cursor: default; }
 .mapo-button.mapo-danger { color: var(--mapo-bad); }
 .mapo-text { width: 100%; height: 100%; resize: none; padding: 6px 8px; border: 1px solid var(--mapo-line);
-  border-radius: 4px; background: var(--mapo-back); font: 11px/1.45 ui-monospace, Consolas, monospace; white-space: pre;
+  border-radius: 4px; background: var(--mapo-back); font: 11px/1.45 ui-monospace, Consolas, monospace; white-space: pre-wrap;
   overflow: auto; }
-.mapo-viewer { max-width: 96vw; max-height: 96vh; padding: 10px; border: 1px solid var(--mapo-line); border-radius: 8px;
+.mapo-holder { padding: 0 14px; contain: inline-size; min-width: 340px; }
+.mapo-holder:empty { display: none; }
+.mapo-viewer { box-shadow: 0 8px 40px rgba(0, 0, 0, 0.6); max-width: 96vw; max-height: 96vh; padding: 10px; border: 1px solid var(--mapo-line); border-radius: 8px;
   background: var(--comfy-menu-bg, #222); margin: auto; }
 .mapo-viewer::backdrop { background: rgba(0, 0, 0, 0.65); }
 .mapo-viewer-picture { display: block; max-width: 100%; max-height: calc(96vh - 70px); min-width: min(640px, 90vw);
@@ -73,6 +75,7 @@ const CSS = `
 .mapo-card-sample { flex: 0 0 auto; max-width: 55%; padding: 0; border: 0; background: none; cursor: zoom-in; }
 .mapo-card-sample img { max-width: 100%; height: 100%; object-fit: contain; border-radius: 4px; display: block; }
 .mapo-card-detail { height: 420px; display: flex; flex-direction: column; }
+.mapo-card-detail .mapo-head, .mapo-card-detail .mapo-message:not(.mapo-warning) { display: none; }
 .mapo-log { margin: 0; max-height: 180px; overflow: auto; padding: 6px; white-space: pre; border-radius: 4px;
   border: 1px solid var(--mapo-line); font: 11px/1.4 ui-monospace, Consolas, monospace; user-select: text; }
 .mapo-ask { display: flex; flex-wrap: wrap; gap: 5px; align-items: center; }
