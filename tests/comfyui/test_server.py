@@ -173,6 +173,7 @@ def test_wrong_inputs_are_explained(comfy: Comfy) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy) -> None:
     name = "random sd15.safetensors"
     write_random_checkpoint("sd15", comfy.base / "models" / "checkpoints" / name)
@@ -184,7 +185,15 @@ def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy
             "validation.prompts = a star\nvalidation.num_inference_steps = 2"
         },
     }
+    for number in range(4):
+        for side, colour in (("sd chosen", (255, 60 * number, 0)), ("sd rejected", (0, 60 * number, 255))):
+            (comfy.base / "input" / side).mkdir(exist_ok=True)
+            picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+            Image.blend(picture, Image.new("RGB", (64, 64), colour), 0.7).save(
+                comfy.base / "input" / side / f"a star {number}.png"
+            )
     prompt = demo_prompt("full size", 2, checkpoint=name, settings=["9", 0])
+    prompt["1"] = folders(comfy, "sd chosen", "sd rejected")["1"]
     prompt |= {
         "9": settings,
         "3": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}},
@@ -200,7 +209,7 @@ def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy
         },
     }
     prompt |= sampled("with", ["4", 0], ["4", 1]) | sampled("without", ["3", 0], ["3", 1])
-    outputs = comfy.run(prompt)
+    outputs = comfy.run(prompt, timeout_s=1500)
     pictures = [
         Image.open(comfy.base / "temp" / outputs[f"{n} picture"]["images"][0]["filename"]).tobytes()
         for n in ("with", "without")
