@@ -331,6 +331,8 @@ def train_and_show(run: RunDir, lifetime: Lifetime) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from .methods import METHODS
+
     parser = argparse.ArgumentParser(
         prog="mapo", description="Train LoRAs for text-to-image models from chosen and rejected images.", epilog=EPILOG
     )
@@ -350,7 +352,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("demo", demo, "Train a style LoRA on the built-in demo model, in minutes, on any machine.", "mapo demo")
     sub.add_argument("--style", default="cartoon", help="drawing style to teach: cartoon (default), sticker or neon")
-    sub.add_argument("--method", default="mapo", choices=["mapo", "sft", "diffusion_dpo"], help="default mapo")
+    sub.add_argument("--method", default="mapo", choices=list(METHODS), help="default mapo")
     sub.add_argument("--steps", type=int, help="training steps; more take longer and fit closer")
     sub.add_argument("--seed", type=int, default=0)
 

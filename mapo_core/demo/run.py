@@ -27,7 +27,7 @@ SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0}
 EVALUATION_SEED = 2024  # of the captions; the demo model's own evaluation uses others
 
 # Tuned by benchmarks/demo_methods.py, which also says what each method reaches: docs/benchmarks.md.
-LEARNING_RATES = {"mapo": 3e-3, "sft": 3e-3, "diffusion_dpo": 1e-3}
+LEARNING_RATES = {"mapo": 3e-3, "sft": 3e-3, "diffusion_dpo": 1e-3, "dco": 3e-3}
 STEPS = 400
 
 

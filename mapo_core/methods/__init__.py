@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from .base import Loss, MethodConfig
+from .dco import DCOConfig, DCOLoss
 from .diffusion_dpo import DiffusionDPOConfig, DiffusionDPOLoss
 from .mapo import MaPOConfig, MaPOLoss
 from .sft import SFTConfig, SFTLoss
 
-METHODS = {"mapo": MaPOConfig, "sft": SFTConfig, "diffusion_dpo": DiffusionDPOConfig}
+METHODS = {"mapo": MaPOConfig, "sft": SFTConfig, "diffusion_dpo": DiffusionDPOConfig, "dco": DCOConfig}
 
 __all__ = [
     "METHODS",
+    "DCOConfig",
+    "DCOLoss",
     "DiffusionDPOConfig",
     "DiffusionDPOLoss",
     "Loss",
