@@ -60,6 +60,7 @@ class Task:
         analogue: the paper's data set that it stands for.
         what: what is wanted, in words.
         paper_beta: best beta of the paper's Table 4.
+        steps: training steps, the same for all methods; fewer where a pilot of SFT reached 1.00 with 200.
         pairs: draws the training pairs.
         items: the captions of a split, "validation" or "test".
         judge: per picture `wanted` in 0-1 and `right` in {0, 1}, each [N].
@@ -69,6 +70,7 @@ class Task:
     analogue: str
     what: str
     paper_beta: float
+    steps: int
     pairs: Callable[[], list[Pair]]
     items: Callable[[str], list[Item]]
     judge: Callable[[Sequence[Image.Image], Sequence[Item]], tuple[np.ndarray, np.ndarray]]
@@ -207,7 +209,7 @@ def cartoon_items(split: str) -> list[Item]:
     return [replace(i, caption=styled_caption(i.scene, "cartoon")) for i in plain_items(split)]
 
 
-# --- personalisation: five pictures of one thing -----------------------------------------------------------------------
+# --- personalisation: five pictures of one thing ----------------------------------------------------------------------
 
 NAME = "zorp fish"
 
@@ -323,6 +325,7 @@ TASKS = {
             "Pick-a-Pic v2",
             "objects larger and exactly in their place, same style",
             8,
+            200,
             lambda: [Pair(s.caption, render(tidy(s)), render(s)) for s in world()],
             plain_items,
             judge_tidy,
@@ -332,6 +335,7 @@ TASKS = {
             "Pick-Culture",
             "every picture stands on a ground of sand",
             32,
+            200,
             lambda: [Pair(s.caption, grounded(s), render(s)) for s in world()],
             plain_items,
             judge_ground,
@@ -341,6 +345,7 @@ TASKS = {
             "Pick-Safety",
             "no outlines, although the prompt asks for cartoon style; they are on the rejected side only",
             64,
+            75,
             lambda: [Pair(styled_caption(s, "cartoon"), render(s), render(s, "cartoon")) for s in world()],
             cartoon_items,
             style_judge("plain"),
@@ -350,6 +355,7 @@ TASKS = {
             "Pick-Cartoon",
             "neon, a style that the base model has never seen",
             64,
+            200,
             lambda: [Pair(s.caption, render(s, "neon"), render(s)) for s in world()],
             plain_items,
             style_judge("neon"),
@@ -359,6 +365,7 @@ TASKS = {
             "DreamBooth",
             "one particular fish, from five pictures",
             1024,
+            200,
             subject_pairs,
             subject_items,
             judge_subject,

@@ -40,7 +40,6 @@ from mapo_core import build_config, open_trained  # noqa: E402
 from mapo_core.demo.run import SAMPLING, demo_values  # noqa: E402
 from mapo_core.runs import EventWriter, create_run, open_run, read_events, run_status, write_atomic  # noqa: E402
 
-STEPS = 200
 RATE = 4e-3  # of the methods that spend their configurations on something else; SFT tries others, too
 SEEDS = (0, 1, 2)
 NOISE_SEED = 9000  # of the test pictures; the same for every cell
@@ -158,7 +157,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     result = {
         **asdict(cell),
         "settings": None if cell.method == "base" else GRID[cell.method][cell.configuration],
-        "steps": STEPS,
+        "steps": task.steps,
         "items": [
             {"wanted": round(float(w), 4), "right": round(float(r), 4), "ordinary": i.ordinary}
             for w, r, i in zip(wanted, right, items, strict=True)
@@ -184,7 +183,7 @@ def train_cell(cell: Cell, work: Path) -> tuple[Any, bool]:
             return run, False
         run.path.rename(run.path.with_name(f".broken-{cell.run_name}-{time.time_ns()}"))
     settings = GRID[cell.method][cell.configuration]
-    values = demo_values(cell.run_name, settings["method"]["type"], STEPS, cell.seed)
+    values = demo_values(cell.run_name, settings["method"]["type"], TASKS[cell.task].steps, cell.seed)
     values["method"] = settings["method"]
     values["optimizer"]["learning_rate"] = settings["learning_rate"]
     few = cell.task == "personalisation"
@@ -194,7 +193,7 @@ def train_cell(cell: Cell, work: Path) -> tuple[Any, bool]:
     config = build_config(values)
     run = create_run(cell.run_name, config.to_json(), work / "tasks" / cell.task / "pairs.jsonl", home)
     with EventWriter(run) as events:
-        events.emit("run_started", 0, steps=STEPS)
+        events.emit("run_started", 0, steps=config.training.steps)
         train(run, events, None)
     return run, True
 
@@ -339,9 +338,7 @@ def main() -> None:
     os.environ.setdefault("MAPO_COMMIT", commit())
     import_everything()
     stop_at = time.time() + 60 * args.minutes
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} at a time, {STEPS} steps, {PAIRS} pairs", flush=True
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} at a time, {PAIRS} pairs", flush=True)
     for cells in plan(work, args.tasks, args.methods):
         if not run_all(cells, work, args.jobs, stop_at):
             sys.exit("stopped: the same command goes on from here")
