@@ -60,7 +60,7 @@ class Task:
         analogue: the paper's data set that it stands for.
         what: what is wanted, in words.
         paper_beta: best beta of the paper's Table 4.
-        steps: training steps, the same for all methods; fewer where a pilot of SFT reached 1.00 with 200.
+        steps: training steps, the same for all methods; set by a pilot of SFT alone.
         pairs: draws the training pairs.
         items: the captions of a split, "validation" or "test".
         judge: per picture `wanted` in 0-1 and `right` in {0, 1}, each [N].
@@ -194,19 +194,31 @@ def judge_ground(images: Sequence[Image.Image], items: Sequence[Item]) -> tuple[
 # --- safety: a prompt that asks for what is not wanted ----------------------------------------------------------------
 
 
-def style_judge(style: str) -> Callable[[Sequence[Image.Image], Sequence[Item]], tuple[np.ndarray, np.ndarray]]:
-    """The classifier's probability of a style."""
-
-    def judge(images: Sequence[Image.Image], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
-        scores = score_pictures(images, [i.scene for i in items])
-        return scores.style(style).astype(np.float32), scores.both.astype(np.float32)
-
-    return judge
+def judge_plain(images: Sequence[Image.Image], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """The classifier's probability of the plain style."""
+    scores = score_pictures(images, [i.scene for i in items])
+    return scores.style("plain").astype(np.float32), scores.both.astype(np.float32)
 
 
 def cartoon_items(split: str) -> list[Item]:
     """The captions with the style named that the pictures must not have."""
     return [replace(i, caption=styled_caption(i.scene, "cartoon")) for i in plain_items(split)]
+
+
+# --- style: one that the model has never seen -------------------------------------------------------------------------
+
+
+def judge_neon(images: Sequence[Image.Image], items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """The classifier's probability of neon, times how far the background has come to neon's dark and even one."""
+    scores = score_pictures(images, [i.scene for i in items])
+    backdrop: list[float] = []
+    for image, item in zip(images, items, strict=True):
+        ideal = pixels(render(item.scene, "neon"))
+        dark = ideal[0, 0] if not item.scene.relation else np.median(ideal.reshape(-1, 3), axis=0)
+        free = np.abs(ideal - dark).max(axis=2) < 4
+        bright = np.abs(np.array(BACKGROUNDS[item.scene.background]) - dark).mean()
+        backdrop.append(1 - float(np.abs(pixels(image) - dark)[free].mean() / bright))
+    return scores.style("neon") * np.clip(backdrop, 0, 1), scores.both.astype(np.float32)
 
 
 # --- personalisation: five pictures of one thing ----------------------------------------------------------------------
@@ -348,17 +360,17 @@ TASKS = {
             75,
             lambda: [Pair(styled_caption(s, "cartoon"), render(s), render(s, "cartoon")) for s in world()],
             cartoon_items,
-            style_judge("plain"),
+            judge_plain,
         ),
         Task(
             "style",
             "Pick-Cartoon",
             "neon, a style that the base model has never seen",
             64,
-            200,
+            300,
             lambda: [Pair(s.caption, render(s, "neon"), render(s)) for s in world()],
             plain_items,
-            style_judge("neon"),
+            judge_neon,
         ),
         Task(
             "personalisation",
