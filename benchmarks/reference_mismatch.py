@@ -3,7 +3,7 @@
     python benchmarks/reference_mismatch.py --work build/reference_mismatch --jobs 2
     python benchmarks/reference_mismatch.py --work build/reference_mismatch --report
 
-Every method has the same steps and four configurations per task. One seed chooses among them on validation captions;
+Every method has the same steps and three configurations per task. One seed chooses among them on validation captions;
 the chosen one is then trained with three seeds and measured on other captions. Last come all betas of MaPO's paper
 form, and SFT at their learning rate, with the remaining seeds. A finished cell is a file in --work/cells and is not
 repeated; cells in --out are taken over, so an interrupted grid goes on, on another machine too. --report works with
@@ -48,24 +48,25 @@ ORDER = ("style", "general", "personalisation", "safety", "culture")  # both end
 
 
 def _grid() -> dict[str, list[dict[str, Any]]]:
-    """The four configurations of each method: SFT has only its learning rate; the others share theirs with beta."""
+    """The three configurations of each method: SFT has only its learning rate; the others spend theirs on beta.
+
+    Diffusion-DPO's learning rates are lower: in pilots on the first task 1e-3 and more destroyed the pictures (beta 20
+    and 200, K_w rising from 0.1 to 1.1).
+    """
     return {
-        "sft": [{"learning_rate": r, "method": {"type": "sft"}} for r in (1e-3, 2e-3, RATE, 2 * RATE)],
+        "sft": [{"learning_rate": r, "method": {"type": "sft"}} for r in (RATE / 2, RATE, 2 * RATE)],
         "diffusion_dpo": [
             {"learning_rate": r, "method": {"type": "diffusion_dpo", "beta": b}}
-            for r, b in ((RATE, 20.0), (1e-3, 20.0), (1e-3, 200.0), (3e-4, 2000.0))
+            for r, b in ((3e-4, 200.0), (3e-4, 2000.0), (1e-3, 2000.0))
         ],
-        "dco": [
-            {"learning_rate": r, "method": {"type": "dco", "beta": b}}
-            for r, b in ((RATE, 10.0), (RATE, 100.0), (RATE, 1000.0), (1e-3, 1000.0))
-        ],
+        "dco": [{"learning_rate": RATE, "method": {"type": "dco", "beta": b}} for b in (10.0, 100.0, 1000.0)],
         "mapo_paper": [
             {"learning_rate": RATE, "method": {"type": "mapo", "parametrisation": "paper", "beta": b}}
-            for b in (8.0, 32.0, 128.0, 1024.0)
+            for b in (8.0, 64.0, 1024.0)
         ],
         "mapo_official": [
             {"learning_rate": RATE, "method": {"type": "mapo", "parametrisation": "official", "margin_weight": w}}
-            for w in (0.005, 0.02, 0.05, 0.1)
+            for w in (0.005, 0.02, 0.1)
         ],
     }
 
@@ -245,7 +246,7 @@ def plan(work: Path, tasks: Sequence[str], methods: Sequence[str]) -> Iterator[l
         yield [Cell(task, m, chosen_configuration(work, task, m), s, "test") for m in methods for s in SEEDS]
     for task in tasks:
         if {"mapo_paper", "sft"} <= {*methods}:
-            same_rate = [("mapo_paper", c) for c in range(len(GRID["mapo_paper"]))] + [("sft", 2)]
+            same_rate = [("mapo_paper", c) for c in range(len(GRID["mapo_paper"]))] + [("sft", 1)]
             yield [Cell(task, m, c, s, "validation") for m, c in same_rate for s in SEEDS[1:]]
 
 
