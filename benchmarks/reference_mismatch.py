@@ -41,6 +41,7 @@ from mapo_core.demo.run import SAMPLING, demo_values  # noqa: E402
 from mapo_core.runs import EventWriter, create_run, open_run, read_events, run_status, write_atomic  # noqa: E402
 
 RATE = 4e-3  # of the methods that spend their configurations on something else; SFT tries others, too
+BATCH = 4  # pairs per step
 SEEDS = (0, 1, 2)
 NOISE_SEED = 9000  # of the test pictures; the same for every cell
 MISMATCH_PROMPTS = 48
@@ -159,6 +160,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         **asdict(cell),
         "settings": None if cell.method == "base" else GRID[cell.method][cell.configuration],
         "steps": task.steps,
+        "batch": BATCH,
         "items": [
             {"wanted": round(float(w), 4), "right": round(float(r), 4), "ordinary": i.ordinary}
             for w, r, i in zip(wanted, right, items, strict=True)
@@ -187,6 +189,7 @@ def train_cell(cell: Cell, work: Path) -> tuple[Any, bool]:
     values = demo_values(cell.run_name, settings["method"]["type"], TASKS[cell.task].steps, cell.seed)
     values["method"] = settings["method"]
     values["optimizer"]["learning_rate"] = settings["learning_rate"]
+    values["training"]["train_batch_size"] = BATCH
     few = cell.task == "personalisation"
     values["data"]["held_out"] = 0.0 if few else 0.1
     values["validation"] |= {"every_steps": 0, "draws": 4, "prompts": ["a red circle"], "num_inference_steps": 2}
