@@ -58,6 +58,7 @@ def train(args: argparse.Namespace) -> int:
         from .runs import open_run
 
         return run_child(open_run(args.run), args.lifetime)
+    from .pairs.scores import require_scores
     from .runs import create_run
 
     values = settings_of(args)
@@ -66,6 +67,8 @@ def train(args: argparse.Namespace) -> int:
     if args.name is not None:
         values["name"] = args.name
     config, pairs = config_and_pairs(values, args)
+    if "chosen_score" in config.method.build("sdxl").needs:
+        require_scores(pairs, config.method.type)
     report = lint_set(pairs, config, extra=args.findings)
     print(report.render())
     if report.errors:

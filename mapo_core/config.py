@@ -11,11 +11,23 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ._settings import Settings
 from .errors import ConfigError
-from .methods import METHODS, DCOConfig, DiffusionDPOConfig, MaPOConfig, SFTConfig
+from .methods import (
+    METHODS,
+    DCOConfig,
+    DiffusionDPOConfig,
+    DreamBoothConfig,
+    InPOConfig,
+    MaPOConfig,
+    SFTConfig,
+    SmPOConfig,
+)
 
 SCHEMA_VERSION = 1
 
-MethodSettings = Annotated[MaPOConfig | SFTConfig | DiffusionDPOConfig | DCOConfig, Field(discriminator="type")]
+MethodSettings = Annotated[
+    MaPOConfig | SFTConfig | DiffusionDPOConfig | DCOConfig | DreamBoothConfig | InPOConfig | SmPOConfig,
+    Field(discriminator="type"),
+]
 
 
 class ModelConfig(Settings):

@@ -27,7 +27,16 @@ SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0}
 EVALUATION_SEED = 2024  # of the captions; the demo model's own evaluation uses others
 
 # Tuned by benchmarks/demo_methods.py, which also says what each method reaches: docs/benchmarks.md.
-LEARNING_RATES = {"mapo": 3e-3, "sft": 3e-3, "diffusion_dpo": 1e-3, "dco": 3e-3}
+LEARNING_RATES = {
+    "mapo": 3e-3,
+    "sft": 3e-3,
+    "diffusion_dpo": 1e-3,
+    "dco": 3e-3,
+    "dreambooth": 3e-3,
+    "inpo": 3e-4,
+    "smpo": 3e-4,
+}
+METHOD_SETTINGS = {"dreambooth": {"class_prompt": "a star, white background", "class_images": 24}}
 STEPS = 400
 
 
@@ -74,7 +83,7 @@ def demo_values(name: str, method: str = "mapo", steps: int | None = None, seed:
         "seed": seed,
         "model": {"path": "demo"},
         "data": {"pairs": "pairs.jsonl", "held_out": 0.15},
-        "method": {"type": method},
+        "method": {"type": method, **METHOD_SETTINGS.get(method, {})},
         "adapter": {"rank": 16, "targets": ["attention", "feed_forward", "conv"]},
         "optimizer": {"learning_rate": LEARNING_RATES[method], "warmup_steps": 10, "schedule": "cosine"},
         "training": {
@@ -96,7 +105,8 @@ def create_demo_run(config: TrainConfig, style: str, home: Path | None = None) -
     folder = (home or mapo_home()) / "demo" / f"{style}-{config.seed}"
     chosen, rejected = write_pictures(folder, style, seed=config.seed)
     found = pairs_from_folders(chosen, rejected)
-    text = "".join(p.model_dump_json(exclude_none=True) + "\n" for p in found.pairs)
+    scores = {"chosen_score": 1.0, "rejected_score": 0.0}  # for SmPO
+    text = "".join(p.model_copy(update=scores).model_dump_json(exclude_none=True) + "\n" for p in found.pairs)
     return create_run(config.name, config.to_json(), text, home)
 
 

@@ -11,6 +11,8 @@ from .._settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .base import Inversion
+
 
 class DCOConfig(Settings):
     """Settings of Direct Consistency Optimization."""
@@ -26,16 +28,20 @@ class DCOConfig(Settings):
 
 
 class DCOLoss:
-    """-logsigmoid(-beta (K_w - K_w_ref)); the reference is the base model. The rejected image is not used."""
+    """-logsigmoid(-beta (K_w - K_w_base)), equation 9; K_w_base is the base model's error on the pair's base prompt.
 
-    needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "chosen_mse_ref"})
+    The rejected image is not used.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "chosen_mse_base"})
+    inversion: Inversion | None = None
 
     def __init__(self, beta: float = 1000.0) -> None:
         self.beta = beta
 
-    def __call__(self, chosen_mse: Tensor, chosen_mse_ref: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, chosen_mse: Tensor, chosen_mse_base: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss per pair and metrics, each [B], from float32 errors [B]."""
         from torch.nn.functional import logsigmoid
 
-        reward = -self.beta * (chosen_mse - chosen_mse_ref)
+        reward = -self.beta * (chosen_mse - chosen_mse_base)
         return -logsigmoid(reward), {"rewards/chosen": reward.detach()}
