@@ -285,7 +285,7 @@ def run_all(cells: Sequence[Cell], work: Path, jobs: int, stop_at: float) -> boo
     failed = False
     while waiting or running:
         names = {c.run_name for _, c in running.values()}
-        while waiting and len(running) < jobs and time.time() < stop_at and not failed:
+        while waiting and len(running) < jobs and time.time() < stop_at and not failed and has_room(len(running)):
             cell = next((c for c in waiting if c.run_name not in names), None)
             if cell is None:
                 break
@@ -296,11 +296,16 @@ def run_all(cells: Sequence[Cell], work: Path, jobs: int, stop_at: float) -> boo
             running[process.sentinel] = (process, cell)
         if not running:
             return False
-        for sentinel in multiprocessing.connection.wait(list(running)):
+        for sentinel in multiprocessing.connection.wait(list(running), timeout=20):
             process, cell = running.pop(sentinel)
             process.join()
             failed = failed or process.exitcode != 0
     return not failed
+
+
+def has_room(running: int) -> bool:
+    """Whether another cell may start: always one, and more as long as others leave a core free."""
+    return running == 0 or os.getloadavg()[0] + 1 <= (os.cpu_count() or 1) + 0.5
 
 
 def child(cell: Cell, work: Path) -> None:

@@ -135,8 +135,8 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
     batch = assemble(session.pairs, indices, randomness, session.model, session.family, paired=paired)
     class_batch = assemble_class(session, draws, indices) if session.class_images else None
     if session.loss.inversion is not None:
-        # A context of its own: autocast would hand the copies of the LoRA weights that it makes here, without a
-        # gradient, to the forward pass below.
+        # A context of its own: autocast keeps the copies of the weights that it makes, and older versions of torch
+        # hand those made here, which have no gradient, to the forward pass below.
         with session.autocast():
             batch = invert_batch(session.model, session.family, batch, session.loss.inversion)
     with session.autocast():
