@@ -28,7 +28,7 @@ class DCOConfig(Settings):
 
 
 class DCOLoss:
-    """-logsigmoid(-beta (K_w - K_w_base)), equation 9; K_w_base is the base model's error on the pair's base prompt.
+    """-logsigmoid(-beta (K_w - K_w_base)); K_w_base is the base model's error on the pair's base prompt.
 
     The rejected image is not used.
     """
