@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .pairs import LintReport, PreferencePair
     from .runs import Lifetime, RunDir
 
+TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep"}
 EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folder)."
 
 
@@ -24,10 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     rest, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
     known = build_parser().parse_args(rest)
     known.settings, known.findings = settings, ()
-    if settings and known.command not in {"train", "pairs", "lint"}:
+    if settings and known.command not in TAKE_SETTINGS:
         print(f"Error: mapo {known.command} takes no settings such as --{settings[0][0]}.", file=sys.stderr)
         return 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    from .families._quiet import quiet_import_notices
+
+    quiet_import_notices()
     try:
         return known.action(known)
     except MapoError as error:
@@ -281,7 +285,7 @@ def generated_pairs(
         chosen,
         kept,
         progress=lambda done, total: line.show(f"generating rejected images {done}/{total}", final=done == total),
-    )
+    ).pairs
 
 
 def lint_set(found: list[PreferencePair], config: TrainConfig, with_model: bool = True, extra: Any = ()) -> LintReport:
@@ -416,6 +420,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--strength", type=float, nargs="+", default=[1.0], help="LoRA strengths, a row each (default 1)")
     sub.add_argument("--step", type=int, help="checkpoint (default: the newest)")
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
+
+    from .cli_measures import add_measures
+
+    add_measures(add)
     return parser
 
 

@@ -23,6 +23,10 @@ class ModelError(MapoError):
     """A model file or folder cannot be recognised or loaded."""
 
 
+class MissingWeightsError(ModelError):
+    """A scorer's weights are not on this machine; the message names the download and the place."""
+
+
 class CacheError(MapoError):
     """A cached latent or prompt embedding cannot be written."""
 

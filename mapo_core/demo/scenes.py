@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,13 @@ _WOOD = (115, 75, 42)
 
 _RADIUS = {"": (16.0, 19.0), "big": (23.0, 26.0), "small": (10.0, 12.0)}  # pixels
 _PLACE = {"": (0, 0), "on the left": (-1, 0), "on the right": (1, 0), "at the top": (0, -1), "at the bottom": (0, 1)}
+
+_THING = f"an? (?:(?P<size>big|small) )?(?P<colour>{'|'.join(COLOURS)}) (?P<name>{'|'.join(OBJECTS)})"
+_SECOND = f"an? (?P<colour2>{'|'.join(COLOURS)}) (?P<name2>{'|'.join(OBJECTS)})"
+_CAPTION = re.compile(
+    rf"{_THING}(?: (?P<place>{'|'.join(p for p in _PLACE if p)})| (?P<relation>left of|above) {_SECOND})?, "
+    rf"(?P<background>{'|'.join(BACKGROUNDS)}) background(?:, (?:{'|'.join(NAMED_STYLES)}) style)?"
+)
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -102,6 +110,24 @@ def _with_article(words: list[str]) -> str:
 def styled_caption(scene: Scene, style: str) -> str:
     """The caption with the style's name, if the style has one."""
     return f"{scene.caption}, {style} style" if style in NAMED_STYLES else scene.caption
+
+
+def scene_of_caption(caption: str) -> Scene | None:
+    """The scene that a caption describes, styled or not, as far as the caption says: places are nominal.
+
+    Returns:
+        None where the text is not of the form that `Scene.caption` writes.
+    """
+    match = _CAPTION.fullmatch(caption.strip())
+    if match is None:
+        return None
+    found = match.groupdict()
+    size, place = found["size"] or "", found["place"] or ""
+    first = Thing(found["name"], found["colour"], SIZE / 2, SIZE / 2, _RADIUS[size][0], size, place)
+    if found["relation"] is None:
+        return Scene((first,), found["background"])
+    second = Thing(found["name2"], found["colour2"], SIZE / 2, SIZE / 2, _RADIUS[""][0])
+    return Scene((first, second), found["background"], found["relation"])
 
 
 def is_held_out(scene: Scene) -> bool:

@@ -45,7 +45,33 @@ class HeldOut:
         return asdict(self)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class HeldOutErrors:
+    """The errors behind a `HeldOut`, one entry per (pair, draw).
+
+    Attributes:
+        pairs: place of the pair in its set.
+        chosen, rejected: K_w and K_l.
+        draws: fixed timesteps per pair.
+    """
+
+    pairs: list[int]
+    chosen: list[float]
+    rejected: list[float]
+    draws: int
+
+    @property
+    def correct(self) -> list[float]:
+        """1 where the chosen image is predicted with the smaller error, else 0."""
+        return [float(c < r) for c, r in zip(self.chosen, self.rejected, strict=True)]
+
+    def summary(self) -> HeldOut:
+        """The means."""
+        n = len(self.pairs)
+        chosen, rejected = sum(self.chosen) / n, sum(self.rejected) / n
+        return HeldOut(sum(self.correct) / n, rejected - chosen, chosen, rejected, len(set(self.pairs)), self.draws)
+
+
 def measure_held_out(
     model: DiffusionModel,
     family: Family,
@@ -58,6 +84,25 @@ def measure_held_out(
     base: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HeldOut:
+    """The means of `held_out_errors`."""
+    return held_out_errors(
+        model, family, pairs, indices, draws=draws, seed=seed, batch_size=batch_size, base=base, progress=progress
+    ).summary()
+
+
+@torch.no_grad()
+def held_out_errors(
+    model: DiffusionModel,
+    family: Family,
+    pairs: EncodedPairs,
+    indices: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+    batch_size: int,
+    base: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> HeldOutErrors:
     """Measure the pairs at `indices`; the same noise whenever it is called with the same seed.
 
     Args:
@@ -72,27 +117,23 @@ def measure_held_out(
         progress: called with batches done and batches in all.
     """
     total = model.noise_scheduler.config.num_train_timesteps
-    work = [(i, d) for i in indices for d in range(draws)]
     by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for index, draw in work:
-        by_bucket.setdefault(pairs.entries[index].bucket, []).append((index, draw))
+    for index in indices:
+        by_bucket.setdefault(pairs.entries[index].bucket, []).extend((index, draw) for draw in range(draws))
     chunks = [w[i : i + batch_size] for w in by_bucket.values() for i in range(0, len(w), batch_size)]
     was_training = model.unet.training
     model.unet.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device="cpu")
     collected: list[torch.Tensor] = []
     with adapter_off(model.unet) if base else nullcontext():
         for done, chunk in enumerate(chunks):
             randomness = [_fixed(pairs, i, d, draws, total, seed) for i, d in chunk]
             batch = assemble(pairs, [i for i, _ in chunk], randomness, model, family, paired=True)
             errors = pair_errors(model, family, batch, _NEEDS)
-            chosen, rejected = errors["chosen_mse"], errors["rejected_mse"]
-            collected.append(torch.stack([(chosen < rejected).float(), chosen, rejected]).sum(dim=1))
+            collected.append(torch.stack([errors["chosen_mse"], errors["rejected_mse"]]))
             progress(done + 1, len(chunks))
     model.unet.train(was_training)
-    sums += torch.stack(collected).sum(dim=0).double().cpu()
-    accuracy, chosen_mse, rejected_mse = (sums / len(work)).tolist()
-    return HeldOut(accuracy, rejected_mse - chosen_mse, chosen_mse, rejected_mse, len(indices), draws)
+    chosen, rejected = torch.cat(collected, dim=1).double().cpu().tolist()  # one wait for the device
+    return HeldOutErrors([i for chunk in chunks for i, _ in chunk], chosen, rejected, draws)
 
 
 def _fixed(pairs: EncodedPairs, index: int, draw: int, draws: int, total: int, seed: int) -> PairRandomness:

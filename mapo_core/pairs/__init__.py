@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .metadata import ImagePrompt, prompt_from_image
     from .pair import PairSet, PreferencePair, pairs_hash, read_pairs, write_pairs
     from .parquet import pairs_from_parquet
+    from .prompts import read_prompts
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -47,6 +48,7 @@ __all__ = [
     "read_pair_set",
     "read_pair_source",
     "read_pairs",
+    "read_prompts",
     "write_pairs",
 ]
 
@@ -60,6 +62,7 @@ _MODULES = {
     "metadata": ("ImagePrompt", "prompt_from_image"),
     "pair": ("PairSet", "PreferencePair", "pairs_hash", "read_pairs", "write_pairs"),
     "parquet": ("pairs_from_parquet",),
+    "prompts": ("read_prompts",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

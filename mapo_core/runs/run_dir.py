@@ -102,6 +102,11 @@ class RunDir:
         """Folder of the LoRA files."""
         return self.path / "export"
 
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the measures taken after training, one folder per step."""
+        return self.path / "evaluation"
+
     def checkpoint_path(self, step: int) -> Path:
         """Where the state after `step` optimizer steps lies, or would lie."""
         return self.checkpoints / f"step_{step:08d}"

@@ -115,3 +115,15 @@ def test_the_shipped_model_draws_what_the_caption_says() -> None:
     assert score_pictures(images, captions).both.mean() >= 0.9
     assert fidelity(images, captions, "cartoon").style < 0.1
     assert fidelity(images, captions, "neon").style < 0.1
+
+
+def test_captions_are_read_back() -> None:
+    from mapo_core.demo.scenes import scene_of_caption
+
+    for scene in itertools.islice(scenes(17, held_out=False), 200):
+        for style in STYLES:
+            found = scene_of_caption(styled_caption(scene, style))
+            assert found is not None
+            assert found.caption == scene.caption
+    assert scene_of_caption("a castle at night") is None
+    assert scene_of_caption("a red circle") is None
