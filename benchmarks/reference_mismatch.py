@@ -114,15 +114,20 @@ def prepare_task(task: Task, work: Path) -> None:
         items = [p.caption for p in shown for _ in range(repeats)]
         pictures = draw(None, items, [NOISE_SEED + 1000 * seed + i for i in range(len(items))])
         for i, picture in enumerate(pictures):
-            save_image(picture, folder / f"base_{seed}" / f"{i // repeats:03d}-{i % repeats}.png")
+            save_image(picture, base_picture(folder, seed, i // repeats, i % repeats))
     pairs: list[PreferencePair] = []
     for i, pair in enumerate(drawn):
         chosen, rejected = (folder / side / f"{i:03d}.png" for side in ("chosen", "rejected"))
         save_image(pair.chosen, chosen)
-        own = Image.open(folder / "base_1" / f"{i:03d}-0.png") if pair.rejected is None else pair.rejected
+        own = Image.open(base_picture(folder, 1, i)) if pair.rejected is None else pair.rejected
         save_image(own, rejected)
         pairs.append(PreferencePair(prompt=pair.caption, chosen=chosen.absolute(), rejected=rejected.absolute()))
     write_pairs(folder / "pairs.jsonl", pairs)
+
+
+def base_picture(folder: Path, seed: int, number: int, repeat: int = 0) -> Path:
+    """Where the base model's drawing of training prompt `number` is kept."""
+    return folder / f"base_{seed}" / f"{number:03d}-{repeat}.png"
 
 
 def draw(trained: Any, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -211,6 +216,7 @@ def training_figures(run: Any) -> dict[str, Any]:
     end = events[-1]
     return {
         "seconds_per_step": round(statistics.median(times), 4),
+        "fastest_tenth_seconds_per_step": round(statistics.quantiles(times, n=10)[0], 4),
         "peak_memory_bytes": steps[-1]["peak_memory_bytes"],
         "chosen_mse": statistics.mean(e["chosen_mse"] for e in last),
         "rejected_mse": statistics.mean(e["rejected_mse"] for e in last) if "rejected_mse" in last[0] else None,
