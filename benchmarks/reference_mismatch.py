@@ -36,9 +36,17 @@ sys.path.insert(0, str(ROOT))
 from mismatch_tasks import COUNTS, PAIRS, TASKS, Item, Task  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from mapo_core import build_config, open_trained  # noqa: E402
+from mapo_core import TrainConfig, build_config, open_trained  # noqa: E402
 from mapo_core.demo.run import SAMPLING, demo_values  # noqa: E402
-from mapo_core.runs import EventWriter, create_run, open_run, read_events, run_status, write_atomic  # noqa: E402
+from mapo_core.runs import (  # noqa: E402
+    EventWriter,
+    checkpoint_step,
+    create_run,
+    open_run,
+    read_events,
+    run_status,
+    write_atomic,
+)
 
 RATE = 4e-3  # of the methods that spend their configurations on something else; SFT tries others, too
 BATCH = 4  # pairs per step
@@ -181,30 +189,38 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def train_cell(cell: Cell, work: Path) -> tuple[Any, bool]:
-    """The cell's finished run, and whether it was trained now."""
+    """The cell's finished run, and whether it was trained now; an interrupted run goes on where it was."""
     from mapo_core.trainer import train
 
     home = work / "home"
-    if (home / "runs" / cell.run_name).exists():
+    config = cell_config(cell).to_json()
+    folder = home / "runs" / cell.run_name
+    if folder.exists() and open_run(cell.run_name, home).config.read_text(encoding="utf-8") != config:
+        folder.rename(folder.with_name(f".other-settings-{cell.run_name}-{time.time_ns()}"))
+    if folder.exists():
         run = open_run(cell.run_name, home)
         if run_status(run).state == "finished":
             return run, False
-        run.path.rename(run.path.with_name(f".broken-{cell.run_name}-{time.time_ns()}"))
+    else:
+        run = create_run(cell.run_name, config, work / "tasks" / cell.task / "pairs.jsonl", home)
+    newest = run.latest_checkpoint()
+    with EventWriter(run) as events:
+        events.emit("run_resumed" if newest else "run_started", checkpoint_step(newest) if newest else 0)
+        train(run, events, None)
+    return run, True
+
+
+def cell_config(cell: Cell) -> TrainConfig:
+    """The settings of a cell's run."""
     settings = GRID[cell.method][cell.configuration]
     values = demo_values(cell.run_name, settings["method"]["type"], TASKS[cell.task].steps, cell.seed)
     values["method"] = settings["method"]
     values["optimizer"]["learning_rate"] = settings["learning_rate"]
     values["training"]["train_batch_size"] = BATCH
-    few = cell.task == "personalisation"
-    values["data"]["held_out"] = 0.0 if few else 0.1
+    values["data"]["held_out"] = 0.0 if cell.task == "personalisation" else 0.1
     values["validation"] |= {"every_steps": 0, "draws": 4, "prompts": ["a red circle"], "num_inference_steps": 2}
-    values["checkpoint"] = {"every_steps": 0}
-    config = build_config(values)
-    run = create_run(cell.run_name, config.to_json(), work / "tasks" / cell.task / "pairs.jsonl", home)
-    with EventWriter(run) as events:
-        events.emit("run_started", 0, steps=config.training.steps)
-        train(run, events, None)
-    return run, True
+    values["checkpoint"] = {"every_steps": 50, "keep": 1}
+    return build_config(values)
 
 
 def training_figures(run: Any) -> dict[str, Any]:
