@@ -407,8 +407,8 @@ def folders() -> list[Column]:
 
 For pictures that come in twos: one you want more of, one you want less of, **of the same prompt**.
 
-1. Put the good ones into **input/good** and the bad ones into **input/bad**, a pair under the same file name. Prompts come
-from a **.txt** file beside the good picture, or from what ComfyUI wrote into it.
+1. Put the good ones into **input/good** and the bad ones into **input/bad**, a pair under the same file name. Prompts
+come from a **.txt** file beside the good picture, or from what ComfyUI wrote into it.
 2. Choose your SDXL checkpoint in *Train LoRA*.
 3. Press Run. *Filter Pairs* drops what is there twice; read its report before a long training.
 4. *Compare* draws the validation prompts without and with the LoRA at two strengths.
@@ -462,8 +462,8 @@ The settings that need the least memory: one pair at a time, gradient checkpoint
 
 The report says how much memory the training used at most.
 
-Pictures: a folder **input/my_style** with **.txt** files, as in the template *2 Style LoRA from one folder*. Choose your
-SDXL checkpoint in *Generate Rejected* and in *Train LoRA*.
+Pictures: a folder **input/my_style** with **.txt** files, as in the template *2 Style LoRA from one folder*. Choose
+your SDXL checkpoint in *Generate Rejected* and in *Train LoRA*.
 
 The 4 pairs of a step are shown one after the other, so more of them cost time, not memory.""",
         620,
