@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> int:
         from .runs import open_run
 
         return run_child(open_run(args.run), args.lifetime)
-    from .pairs import pairs_text
+    from .pairs import pairs_text, require_scores
     from .runs import create_run
 
     values = settings_of(args)
@@ -76,6 +76,8 @@ def train(args: argparse.Namespace) -> int:
     if args.name is not None:
         values["name"] = args.name
     config, pairs = config_and_pairs(values, args)
+    if "chosen_score" in config.method.build("sdxl").needs:
+        require_scores(pairs, config.method.type)
     report = lint_set(pairs, config, extra=args.findings)
     print(report.render())
     if report.errors:
@@ -336,6 +338,8 @@ def train_and_show(run: RunDir, lifetime: Lifetime) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from .methods import METHODS
+
     parser = argparse.ArgumentParser(
         prog="mapo", description="Train LoRAs for text-to-image models from chosen and rejected images.", epilog=EPILOG
     )
@@ -355,7 +359,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("demo", demo, "Train a style LoRA on the built-in demo model, in minutes, on any machine.", "mapo demo")
     sub.add_argument("--style", default="cartoon", help="drawing style to teach: cartoon (default), sticker or neon")
-    sub.add_argument("--method", default="mapo", choices=["mapo", "sft", "diffusion_dpo"], help="default mapo")
+    sub.add_argument("--method", default="mapo", choices=list(METHODS), help="default mapo")
     sub.add_argument("--steps", type=int, help="training steps; more take longer and fit closer")
     sub.add_argument("--seed", type=int, default=0)
 

@@ -55,9 +55,13 @@ def values_of(widgets: list[Widget], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with settings by themselves, or None."""
+    """What is wrong with settings by themselves, or None; what another settings node may still give is not missed."""
+    method = values.get("method", {}).get("type")
+    elsewhere = {
+        f.name: "given elsewhere" for g in form_groups() if g.path == ("method", method) for f in g.fields if f.required
+    }
     try:
-        build_config(merge_settings(ALONE, values))
+        build_config(merge_settings(ALONE, {"method": {"type": method, **elsewhere}} if method else {}, values))
     except MapoError as error:
         return str(error)
     return None
@@ -67,7 +71,8 @@ def rest_of(group: str, taken: set[str]) -> list[str]:
     """The settings of a group that no other node has, in the order of the config."""
     for one in form_groups():
         if ".".join(one.path) == group:
-            names = [f"{group}.{f.name}" for f in one.fields if not f.required]
+            own = one.path[:1] == ("method",)  # model.path and data.pairs are Train LoRA's
+            names = [f"{group}.{f.name}" for f in one.fields if own or not f.required]
             return [name for name in names if name not in taken]
     raise KeyError(group)
 

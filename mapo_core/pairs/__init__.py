@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .pair import PairSet, PreferencePair, pairs_hash, pairs_text, read_pairs, write_pairs
     from .parquet import pairs_from_parquet
     from .prompts import read_prompts
+    from .scores import require_scores
     from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, set_folder, split_set
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "rejected_folder",
+    "require_scores",
     "set_folder",
     "split_set",
     "write_pairs",
@@ -78,6 +80,7 @@ _MODULES = {
     "metadata": ("ImagePrompt", "prompt_from_image"),
     "pair": ("PairSet", "PreferencePair", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
     "parquet": ("pairs_from_parquet",),
+    "scores": ("require_scores",),
     "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),
     "prompts": ("read_prompts",),
 }
