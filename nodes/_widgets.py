@@ -9,7 +9,12 @@ from comfy_api.latest import io
 
 from ..mapo_core import FormField, MapoError, build_config, form_field, form_groups, merge_settings
 
-ALONE = {"name": "settings", "model": {"path": "demo"}, "data": {"pairs": "pairs.jsonl"}}
+ALONE = {
+    "name": "settings",
+    "model": {"path": "demo"},
+    "data": {"pairs": "pairs.jsonl"},
+    "training": {"steps": 10_000_000},  # the most, because another node may give steps for a long warm-up
+}
 """What a complete config needs beside the settings that a node is checked with."""
 
 
