@@ -12,26 +12,32 @@ if TYPE_CHECKING:
     from .captions import Captioned, PromptFrom, compose_prompt
     from .findings import Finding, LintReport
     from .folders import Match, pairs_from_folders, prompts_from_folder
+    from .generate import GenerationSettings, generate_rejected
     from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, list_images, load_image, prepare_image
     from .lint import lint_pairs
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
     from .pair import PairSet, PreferencePair, pairs_hash, read_pairs, write_pairs
-    from .parquet import pairs_from_parquet
+    from .parquet import RowFilter, pairs_from_parquet
     from .prompts import read_prompts
+    from .synthesize import SynthesisSettings, synthesize_pairs
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "Captioned",
     "Finding",
+    "GenerationSettings",
     "ImagePrompt",
     "LintReport",
     "Match",
     "PairSet",
     "PreferencePair",
     "PromptFrom",
+    "RowFilter",
+    "SynthesisSettings",
     "compose_prompt",
+    "generate_rejected",
     "image_size",
     "lint_pairs",
     "list_images",
@@ -49,6 +55,7 @@ __all__ = [
     "read_pair_source",
     "read_pairs",
     "read_prompts",
+    "synthesize_pairs",
     "write_pairs",
 ]
 
@@ -56,13 +63,15 @@ _MODULES = {
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
     "findings": ("Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
+    "generate": ("GenerationSettings", "generate_rejected"),
     "images": ("IMAGE_SUFFIXES", "MAX_PIXELS", "image_size", "list_images", "load_image", "prepare_image"),
     "lint": ("lint_pairs",),
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
     "pair": ("PairSet", "PreferencePair", "pairs_hash", "read_pairs", "write_pairs"),
-    "parquet": ("pairs_from_parquet",),
+    "parquet": ("RowFilter", "pairs_from_parquet"),
     "prompts": ("read_prompts",),
+    "synthesize": ("SynthesisSettings", "synthesize_pairs"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
