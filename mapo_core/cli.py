@@ -210,6 +210,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         if text is None:
             raise ConfigError(f"--{name} needs a value.")
         set_value(values, name, text)
+    if isinstance(method := values.get("method"), dict):
+        method.setdefault("type", "mapo")  # as where no method is named at all
     if args.seed is not None:
         values["seed"] = args.seed
     return values

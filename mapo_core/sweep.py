@@ -145,7 +145,7 @@ def run_sweep(
     points = grid_points(grid)
     name = str(values.get("name", ""))
     configs = [_config(values, point, f"{name}-{i:02d}") for i, point in enumerate(points, start=1)]
-    folder = mapo_home() / "sweeps" / build_config({**values, "name": name}).name
+    folder = mapo_home() / "sweeps" / _config(values, {}, name).name
     key = hashlib.sha256("".join([*(c.to_json() for c in configs), pairs]).encode()).hexdigest()
     names = _open(folder, key, len(points))
     trials: list[Trial] = []
@@ -228,8 +228,11 @@ def _config(values: dict[str, Any], point: Mapping[str, str], name: str) -> Any:
     own = json.loads(json.dumps(values, default=str))
     for setting, text in point.items():
         set_value(own, setting, text)
+    if isinstance(method := own.get("method"), dict):
+        method.setdefault("type", "mapo")
     own["name"] = name
-    return build_config(own, "the grid at " + ", ".join(f"{k}={v}" for k, v in point.items()))
+    where = "the grid at " + ", ".join(f"{k}={v}" for k, v in point.items()) if point else "settings"
+    return build_config(own, where)
 
 
 def _open(folder: Path, key: str, count: int) -> list[str | None]:

@@ -172,6 +172,12 @@ def test_a_failed_trial_does_not_end_the_sweep(sweep: Any) -> None:
     assert "rates-02 failed: out of memory" in found.render()
 
 
+def test_a_setting_of_mapo_alone_needs_no_type(sweep: Any) -> None:
+    found = sweep({"method": {"parametrisation": "paper"}}, grid={"method.beta": ["8", "64"]})
+    methods = [json.loads(open_run(t.run).config.read_text(encoding="utf-8"))["method"] for t in found.trials]
+    assert [(m["type"], m["beta"]) for m in methods] == [("mapo", 64), ("mapo", 8)]
+
+
 def test_faults_are_said_before_anything_is_trained(sweep: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the grid at optimizer.learning_rate=7: optimizer.learning_rate"):
         sweep(grid={"optimizer.learning_rate": ["1e-3", "7"]})

@@ -261,3 +261,45 @@ def test_filters_are_for_parquet(tmp_path: Path) -> None:
     assert len(read_pair_set(tmp_path / "a.jsonl").pairs) == 1
     with pytest.raises(PairsError, match="parquet files only"):
         read_pair_set(tmp_path / "a.jsonl", keep=RowFilter(limit=1))
+
+
+def test_generate_rejected_and_synthesize_on_the_command_line(
+    tiny_model: Path, drawn_pairs: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import shutil
+
+    from mapo_core.cli import main
+    from mapo_core.pairs import read_pairs
+
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
+    good = tmp_path / "gut ü"
+    good.mkdir()
+    for i, record in enumerate(drawn_pairs[:2]):
+        shutil.copy(record["chosen"], good / f"{i}.png")
+        (good / f"{i}.txt").write_text(record["prompt"], encoding="utf-8")
+    settings = ["--model", str(tiny_model), "--training.device=cpu", "--data.resolution=32"]
+    settings += ["--validation.num_inference_steps=1", "--seed", "5"]
+    out, result = tmp_path / "made.jsonl", tmp_path / "made.json"
+    command = ["pairs", "generate-rejected", *settings, "--chosen", str(good), "--per-image", "2", "--out", str(out)]
+    assert main([*command, "--json", str(result)]) == 0
+    pairs = read_pairs(out)
+    assert [p.chosen.name for p in pairs] == ["0.png", "0.png", "1.png", "1.png"]
+    assert "4 pairs in" in capsys.readouterr().out
+    assert json.loads(result.read_text(encoding="utf-8"))["pairs"] == 4
+    assert main(command) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star\na boat\na fish\n", encoding="utf-8")
+    both = tmp_path / "both.jsonl"
+    command = ["pairs", "synthesize", *settings, "--prompts", str(prompts), "--limit", "2", "--out", str(both)]
+    assert main([*command, "--chosen-prefix", "{prompt}, cartoon"]) == 0
+    assert [p.prompt for p in read_pairs(both)] == ["a star", "a boat"]
+    assert len(list((tmp_path / "both").glob("chosen-*.png"))) == 2
+    capsys.readouterr()
+    assert main([*command, "--overwrite", "--chosen-prefix", "x", "--min-margin", "1"]) == 1
+    assert "--judge" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--chosen-prefix", "x", "--judge", "pickscore"]) == 1
+    assert "hf download yuvalkirstain/PickScore_v1" in capsys.readouterr().err
+    assert main(["pairs", "--chosen", str(good), "--rejected", str(good), "--limit", "3"]) == 1
+    assert "are for parquet" in capsys.readouterr().err
