@@ -335,7 +335,8 @@ def test_the_other_nodes_work_on_the_demo_model(comfy: Comfy) -> None:
             "class_type": "MaPOSettingsText",
             "inputs": {
                 "lines": "training.steps = 3\noptimizer.learning_rate = 1e-3  # a comment\n"
-                "adapter.targets = attention\nvalidation.num_inference_steps = 2\ntraining.gradient_accumulation_steps = 1"
+                "adapter.targets = attention\nvalidation.num_inference_steps = 2\n"
+                "training.gradient_accumulation_steps = 1"
             },
         },
         "train": {
