@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any
+
+    import torch
+    from torch import Tensor, nn
 
     from .config import TrainConfig
     from .families.base import DiffusionModel, Family
@@ -56,13 +58,30 @@ def class_pairs(
     missing = [n for n, path in enumerate(paths) if not path.exists()]  # moved into place, so one that exists is whole
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"prompt": prompt, "model": config.model.path, "side": side, **asdict(sampler)}
+        about = {"prompt": prompt, "model": config.model.path, "side": side, "sampler": _sampling(sampler)}
         write_atomic(folder / "about.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    encoded = family.encode_prompts(model, [prompt, ""]) if missing else []
+        encoded = family.encode_prompts(model, [prompt, ""])
+        _move(model.text_encoders, "cpu")  # the denoiser needs the room
+        _draw(model, family, encoded, missing, paths, side, sampler, autocast, progress)
+        _move(model.text_encoders, model.device)
+    return [PreferencePair(prompt=prompt, chosen=path, rejected=path) for path in paths]
+
+
+def _draw(
+    model: DiffusionModel,
+    family: Family,
+    encoded: list[dict[str, Tensor]],
+    missing: list[int],
+    paths: list[Path],
+    side: int,
+    sampler: GenerationSettings,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    progress: Callable[[str, int, int], None],
+) -> None:
     step = max(1, min(16, _BATCH_PIXELS // side**2))
     for start in range(0, len(missing), step):
         part = missing[start : start + step]
-        progress("drawing class images", count - len(missing) + start, count)
+        progress("drawing class images", len(paths) - len(missing) + start, len(paths))
         pictures = sample_images(
             model,
             family,
@@ -77,14 +96,22 @@ def class_pairs(
         )
         for n, picture in zip(part, pictures, strict=True):
             save_image(picture, paths[n])
-    if missing:
-        progress("drawing class images", count, count)
-    return [PreferencePair(prompt=prompt, chosen=path, rejected=path) for path in paths]
+    progress("drawing class images", len(paths), len(paths))
+
+
+def _move(modules: list[nn.Module], device: torch.device | str) -> None:
+    for module in modules:
+        module.to(device)
 
 
 def class_seed(number: int) -> int:
     """The seed of class image `number`."""
     return seed_of("class image", number) % 2**32
+
+
+def _sampling(settings: GenerationSettings) -> dict[str, float]:
+    """What of the settings changes a class image."""
+    return {"num_inference_steps": settings.num_inference_steps, "guidance_scale": settings.guidance_scale}
 
 
 def _digest(model: DiffusionModel, prompt: str, side: int, sampler: GenerationSettings) -> str:
@@ -99,6 +126,6 @@ def _digest(model: DiffusionModel, prompt: str, side: int, sampler: GenerationSe
         model.extras,
         prompt,
         side,
-        asdict(sampler),
+        _sampling(sampler),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ PUBLISHED_BETA = {"sdxl": 5000.0, "sd15": 2000.0, "demo": 2000.0}
 
 
 class InPOConfig(Settings):
-    """Settings of InPO. Every step begins with an inversion: some 6 forward passes more than Diffusion-DPO."""
+    """Settings of InPO."""
 
     type: Literal["inpo"] = "inpo"
     beta: float | None = Field(default=None, gt=0, le=1e6)
@@ -25,7 +25,8 @@ class InPOConfig(Settings):
     SDXL and 2000 for SD 1.5, the paper's; 2000 for the demo model."""
     inversion_steps: int = Field(default=10, ge=1, le=1000)
     """Noise levels of the inversion, spread over the schedule; a pair is trained at one of them. More are closer to
-    the exact inversion and slower. Default: the authors' code."""
+    the exact inversion and slower: a step of training begins with about half as many forward passes. Default: the
+    authors' code."""
     eta: float = Field(default=0.1, ge=0, le=1)
     """Fresh noise in every step of the inversion, as a share of DDIM's standard deviation. Default: the authors'
     code."""

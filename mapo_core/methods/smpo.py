@@ -16,8 +16,7 @@ PUBLISHED_INVERSION_STEPS = {"sdxl": 10, "sd15": 5, "demo": 5}
 
 
 class SmPOConfig(Settings):
-    """Settings of SmPO. Needs a chosen_score and a rejected_score for every pair. Every step begins with an inversion:
-    some 11 forward passes (SDXL) or 6 (SD 1.5) more than Diffusion-DPO."""
+    """Settings of SmPO, which needs a chosen_score and a rejected_score for every pair."""
 
     type: Literal["smpo"] = "smpo"
     beta: float = Field(default=5000.0, gt=0, le=1e6)
@@ -26,8 +25,9 @@ class SmPOConfig(Settings):
     gamma: float = Field(default=10.0, gt=0, le=1e4)
     """Factor on the smoothed preference 2p - 1, which is at most 0.46. Default: the paper's."""
     inversion_steps: int | None = Field(default=None, ge=1, le=1000)
-    """Noise levels of the inversion, spread over the schedule; a pair is trained at one of them. Default 10 for SDXL
-    and 5 for SD 1.5, the authors' code; 5 for the demo model."""
+    """Noise levels of the inversion, spread over the schedule; a pair is trained at one of them. A step of training
+    begins with about this many forward passes. Default 10 for SDXL and 5 for SD 1.5, the authors' code; 5 for the demo
+    model."""
 
     def build(self, family: str) -> SmPOLoss:
         """The loss with these settings."""

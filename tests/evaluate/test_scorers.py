@@ -579,8 +579,10 @@ def test_the_demo_scorers_know_styles_and_scenes() -> None:
     swapped = content.score([render(s) for s in drawn], captions[1:] + captions[:1])
     assert np.mean(swapped) < 0.2
     assert math.isnan(content.score([render(drawn[0])], ["a castle at night"])[0])
-    with pytest.raises(ConfigError, match="chosen images"):
-        load_scorer("demo-style")
+    named = load_scorer("demo-style").score([render(drawn[0], "cartoon")] * 3, ["x, cartoon style", "neon style", "x"])
+    assert named[0] > 0.8
+    assert named[1] < 0.2
+    assert math.isnan(named[2])
 
 
 def test_pictures_are_fitted_as_each_model_was_trained() -> None:
