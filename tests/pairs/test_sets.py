@@ -151,14 +151,6 @@ def test_a_new_image_leaves_the_others_as_they_are(chosen: Path, draw: Callable[
     assert [p.rejected for p in second[1:]] == [p.rejected for p in first]
 
 
-def test_images_of_one_name_have_images_of_their_own(chosen: Path) -> None:
-    (chosen / "more").mkdir()
-    for ending in (".png", ".txt"):
-        (chosen / "more" / f"3{ending}").write_bytes((chosen / f"3{ending}").read_bytes())
-    pairs = drawn(chosen, Sampler())
-    assert len({p.rejected for p in pairs}) == 4
-
-
 def test_nothing_to_draw_for() -> None:
     with pytest.raises(PairsError, match="no chosen image"):
         draw_rejected([], Path("x"), Sampler(), GenerationSettings(), resolution=64, model="m")
