@@ -1,14 +1,13 @@
-"""The commands that measure: mismatch, evaluate, sweep. They report to a terminal or, for faces, in JSON lines."""
+"""The commands that measure: mismatch, evaluate, sweep."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import ConfigError, MapoError, PairsError
+from .errors import ConfigError, PairsError
 from .evaluate.scorers import SCORERS
 
 if TYPE_CHECKING:
@@ -58,47 +57,18 @@ class Terminal:
         self._line.line(text)
 
 
-class Lines:
-    """JSON lines, for `evaluate.run_measure`."""
-
-    def __init__(self) -> None:
-        from .evaluate.process import JsonLines
-        from .runs import watch_parent
-
-        self.out = JsonLines()
-        self.progress = self.out.progress
-        self.phase = self.out.phase
-        watch_parent(lambda: os._exit(75))
-
-    def result(self, values: dict[str, Any], text: str) -> None:
-        """The end."""
-        self.out.result(values)
-
-
 def reporting(work: Callable[[argparse.Namespace, Reporter], int]) -> Callable[[argparse.Namespace], int]:
-    """A command's action: with the reporter that its options ask for."""
-
-    def action(args: argparse.Namespace) -> int:
-        if not args.json_lines:
-            return work(args, Terminal())
-        lines = Lines()
-        try:
-            return work(args, lines)
-        except MapoError as error:
-            lines.out.error(error)
-            return 1
-
-    return action
+    """A command's action, with a reporter to the terminal."""
+    return lambda args: work(args, Terminal())
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """A result as a file, where one is asked for."""
-    from .evaluate.process import jsonable
-    from .runs import write_atomic
+    from .runs import nulls_for_nonfinite, write_atomic
 
     if path is not None:
         try:
-            write_atomic(path, json.dumps(jsonable(values), indent=2, ensure_ascii=False) + "\n")
+            write_atomic(path, json.dumps(nulls_for_nonfinite(values), indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise ConfigError(f"Cannot write {path}: {error.strerror}. Check the folder.") from error
 
@@ -193,14 +163,14 @@ def sweep(args: argparse.Namespace, report: Reporter) -> int:
             "The pairs have errors; nothing was trained. See: mapo lint", [f.message for f in found.errors]
         )
     report.phase(f"{len(points)} trials of {config.training.steps} steps")
-    options = ["--scorers", args.scorers, "--count", str(args.count), "--seeds", str(args.seeds)]
-    options += ["--embedder", args.embedder]
-    for weights in args.weights or ():
-        options += ["--weights", weights]
-    if args.embedder_folder is not None:
-        options += ["--embedder-folder", str(args.embedder_folder)]
-    if args.download:
-        options.append("--download")
+    options = {
+        "scorers": args.scorers.split(","),
+        "count": args.count,
+        "seeds": args.seeds,
+        "embedder": args.embedder,
+        "folders": {name: str(path) for name, path in weight_folders(args).items()},
+        "download": args.download,
+    }
     result = run_sweep(
         settings,
         pairs_text(pairs),
@@ -353,7 +323,6 @@ def add_embedder(sub: argparse.ArgumentParser) -> None:
 def add_results(sub: argparse.ArgumentParser) -> None:
     """Where the result goes."""
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON, too")
-    sub.add_argument("--json-lines", action="store_true", help=argparse.SUPPRESS)
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MapoError
-from .runs import open_run, watch_parent
+from .runs import nulls_for_nonfinite, open_run, watch_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,17 +115,22 @@ def mismatch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """All measures of a checkpoint; arguments: `run` and the fields of `EvaluationSettings` but its options.
+    """All measures of a checkpoint; arguments: `run` and the fields of `EvaluationSettings` and of its options.
 
     Returns:
         `text` for people, `sheet` (path), and the measures themselves as `evaluation`.
     """
-    from .evaluate import EvaluationSettings, evaluate_run
+    from .evaluate import EvaluationSettings, ScorerOptions, evaluate_run
 
     run = open_run(arguments.pop("run"))
+    given = {name: arguments.pop(name) for name in ("download", "folders", "sha256") if name in arguments}
+    given["folders"] = {name: Path(path) for name, path in given.get("folders", {}).items()}
+    options = ScorerOptions(**given)
     lists = {name: tuple(arguments.pop(name)) for name in ("scorers", "prompts", "outside") if name in arguments}
     said = _Phases(progress)
-    found = evaluate_run(run, EvaluationSettings(**lists, **arguments), progress=said.progress, phase=said.phase)
+    found = evaluate_run(
+        run, EvaluationSettings(**lists, **arguments, options=options), progress=said.progress, phase=said.phase
+    )
     return {"text": found.render(), "sheet": str(run.path / found.sheet), "evaluation": found.as_dict()}
 
 
@@ -158,13 +163,11 @@ JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
 def job_child(name: str) -> int:
     """Be the child process of `run_job`: arguments from standard input, JSON lines to standard output."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    from .evaluate.process import jsonable
-
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
 
     def say(**message: Any) -> None:
-        answers.write(json.dumps(jsonable(message)) + "\n")
+        answers.write(json.dumps(nulls_for_nonfinite(message)) + "\n")
 
     with open(0, "rb", buffering=0, closefd=False) as given:  # unbuffered: the rest of the pipe is watched below
         arguments = json.loads(given.readline())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .config import build_config, set_value
 from .errors import ConfigError, MapoError, RunError
-from .evaluate import Interval, read_evaluation, run_measure
-from .runs import EventTail, RunDir, create_run, mapo_home, open_run, run_status, start_run, write_atomic
+from .evaluate import Interval, read_evaluation
+from .runs import EventTail, RunDir, create_run, mapo_home, open_run, run_job, run_status, start_run, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +115,7 @@ def run_sweep(
     pairs: str,
     grid: Mapping[str, Sequence[str]],
     *,
-    evaluate: Sequence[str] = (),
+    evaluate: Mapping[str, Any] | None = None,
     rank_by: str = ACCURACY,
     train: Callable[[RunDir, Callable[[int, int], None]], None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -127,7 +127,7 @@ def run_sweep(
         values: settings that all trials share, unchecked; `name` names the sweep.
         pairs: content of pairs.jsonl.
         grid: setting -> values as text, for example {"method.beta": ["8", "32"]}.
-        evaluate: further options of `mapo evaluate`, for example ["--scorers", "clip"].
+        evaluate: arguments of `jobs.evaluate` beside the run, for example {"scorers": ["clip"]}.
         rank_by: "accuracy" or "margin" on held-out pairs, or the name of a scorer that `evaluate` uses.
         train: trains a run to its end; None does so in a child process.
         progress: called with steps (or what is measured) done and in all, anew in each phase.
@@ -160,7 +160,7 @@ def run_sweep(
                 phase(f"trial {i + 1} of {len(points)}, training with {shown}")
                 (train or train_in_child)(run, progress)
             phase(f"trial {i + 1} of {len(points)}, measuring")
-            report = _evaluation(run, evaluate, progress)
+            report = _evaluation(run, dict(evaluate or {}), progress)
         except MapoError as error:
             trials.append(Trial(run.name, point, {}, message=str(error)))
         else:
@@ -251,17 +251,17 @@ def _save(folder: Path, key: str, names: list[str | None]) -> None:
     write_atomic(folder / "sweep.json", json.dumps({"key": key, "runs": names}) + "\n")
 
 
-def _evaluation(run: RunDir, options: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _evaluation(run: RunDir, options: dict[str, Any], progress: Callable[[int, int], None]) -> dict[str, Any]:
     """The run's report; measured in a process of its own where it is not there with these options."""
     asked = run.evaluation / "sweep_options.json"
-    text = json.dumps(list(options))
+    text = json.dumps(options, sort_keys=True)
     known = read_evaluation(run)
     if known is not None and asked.exists() and asked.read_text(encoding="utf-8") == text:
         return known
-    report = run_measure(["evaluate", str(run.path), *options], progress=progress)
-    assert report is not None  # nobody cancels it
+    arguments = {"run": str(run.path), **options}
+    report = run_job("evaluate", arguments, progress=lambda _, done, total: progress(done, total))
     write_atomic(asked, text)
-    return report
+    return report["evaluation"]
 
 
 def _trial(run: str, values: dict[str, Any], report: dict[str, Any]) -> Trial:

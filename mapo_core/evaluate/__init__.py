@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         mismatch_sheet,
         suggested_beta,
     )
-    from .process import run_measure
     from .report import HeldOutComparison, RunEvaluation, ScorerComparison
     from .scorers import SCORERS, Scorer, ScorerOptions, choose_scorers, load_scorer, missing_weights
     from .statistics import Interval, mean_interval
@@ -54,7 +53,6 @@ __all__ = [
     "mismatch_sheet",
     "missing_weights",
     "read_evaluation",
-    "run_measure",
     "suggested_beta",
 ]
 
@@ -72,7 +70,6 @@ _MODULES = {
         "mismatch_sheet",
         "suggested_beta",
     ),
-    "process": ("run_measure",),
     "report": ("HeldOutComparison", "RunEvaluation", "ScorerComparison"),
     "scorers": ("SCORERS", "Scorer", "ScorerOptions", "choose_scorers", "load_scorer", "missing_weights"),
     "statistics": ("Interval", "mean_interval"),

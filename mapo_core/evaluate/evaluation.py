@@ -23,14 +23,13 @@ from ..errors import MissingWeightsError
 from ..noising import seed_of
 from ..pairs import image_size, prepare_image, read_pairs
 from ..reopen import TrainedModel, open_trained
-from ..runs import mapo_home, write_atomic
+from ..runs import mapo_home, nulls_for_nonfinite, write_atomic
 from ..sampling import contact_sheet, sample_images, save_image
 from .diversity import Diversity, diversity_of
 from .drift import Drift, measure_drift
 from .embedding import load_embedder
 from .held_out import held_out_errors
 from .outside import outside_prompts
-from .process import jsonable
 from .report import HeldOutComparison, RunEvaluation, ScorerComparison, compare_scores
 from .scorers import AUTO, ScorerOptions, choose_scorers, load_scorer
 from .statistics import mean_interval
@@ -159,7 +158,7 @@ def evaluate_run(
         seconds=round(time.monotonic() - started, 1),
     )
     write_atomic(folder / "report.txt", found.render() + "\n")
-    text = json.dumps(jsonable(found.as_dict()), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(nulls_for_nonfinite(found.as_dict()), indent=2, ensure_ascii=False) + "\n"
     write_atomic(folder / "report.json", text)  # last: where it is, everything is
     return found
 

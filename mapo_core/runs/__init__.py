@@ -20,6 +20,7 @@ from .events import (
     RunStatus,
     State,
     drop_superseded,
+    nulls_for_nonfinite,
     read_events,
     run_status,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "list_runs",
     "mapo_home",
     "margin_of",
+    "nulls_for_nonfinite",
     "open_run",
     "process_start_time",
     "read_events",

@@ -107,7 +107,7 @@ class EventWriter:
             try:
                 line = json.dumps(event, allow_nan=False)
             except ValueError:
-                event = {**_nulls_for_nonfinite(event), "nonfinite": True}
+                event = {**nulls_for_nonfinite(event), "nonfinite": True}
                 line = json.dumps(event, allow_nan=False)
             self._append(line.encode("ascii") + b"\n")
         return event
@@ -271,11 +271,12 @@ def _parse(line: bytes) -> Event | None:
     return event if known else None
 
 
-def _nulls_for_nonfinite(value: Any) -> Any:
+def nulls_for_nonfinite(value: Any) -> Any:
+    """The same with null where a number is not finite, which JSON cannot say."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _nulls_for_nonfinite(inner) for name, inner in value.items()}
+        return {name: nulls_for_nonfinite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_nulls_for_nonfinite(inner) for inner in value]
+        return [nulls_for_nonfinite(inner) for inner in value]
     return value

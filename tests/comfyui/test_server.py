@@ -365,7 +365,7 @@ def test_the_other_nodes_work_on_the_demo_model(comfy: Comfy) -> None:
     }
     outputs = comfy.run(prompt)
     assert "1 pairs added, 1 in the set" in outputs["named"]["mapo_text"][0]  # both pictures of the batch are the same
-    assert len(list((comfy.base / "output" / "mapo" / "rejected").rglob("*.png"))) == 8
+    assert len(list((comfy.base / "output" / "mapo" / "rejected").glob("only chosen*/*.png"))) == 8
     assert "Reference mismatch of demo" in outputs["mismatch"]["mapo_text"][0]
     assert "win rate" in outputs["evaluate"]["mapo_text"][0]
     config = json.loads((comfy.runs / "others" / "config.json").read_text(encoding="utf-8"))

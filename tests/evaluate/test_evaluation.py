@@ -21,12 +21,11 @@ from mapo_core.evaluate import (
     evaluate_run,
     missing_weights,
     read_evaluation,
-    run_measure,
     scorers,
 )
 from mapo_core.evaluate.drift import measure_drift
 from mapo_core.reopen import open_trained
-from mapo_core.runs import RunDir, read_events
+from mapo_core.runs import RunDir, read_events, run_job
 
 from ..training.conftest import run_here
 
@@ -210,4 +209,4 @@ def test_evaluate_on_the_command_line(
     assert main(["evaluate", str(trained.path), "--weights", "dinov2"]) == 1
     assert "NAME=FOLDER" in capsys.readouterr().err
     with pytest.raises(RunError, match="no checkpoint of step 99"):
-        run_measure(["evaluate", str(trained.path), "--step", "99", "--scorers", "auto"])
+        run_job("evaluate", {"run": str(trained.path), "step": 99, "scorers": ["auto"]})

@@ -14,9 +14,10 @@ from PIL import Image
 from mapo_core import ConfigError, ModelError, PairsError, build_config
 from mapo_core.cli import main
 from mapo_core.errors import MissingWeightsError
-from mapo_core.evaluate import BETAS, betas_to_try, load_embedder, measure_mismatch, mismatch_of, run_measure
+from mapo_core.evaluate import BETAS, betas_to_try, load_embedder, measure_mismatch, mismatch_of
 from mapo_core.evaluate.mismatch import suggested_beta
 from mapo_core.pairs import PreferencePair
+from mapo_core.runs import JobStoppedError, run_job
 
 NOTED: dict[str, Any] = {
     "embedder": "by hand",
@@ -236,10 +237,30 @@ def test_mismatch_on_the_command_line_and_in_a_process_of_its_own(
     assert Image.open(sheet).size[0] > 6 * 64
     done: list[tuple[int, int]] = []
     phases: list[str] = []
-    child = run_measure(command, progress=lambda *d: done.append(d), phase=phases.append)
-    assert child == values
+    arguments = {
+        "settings": {
+            "name": "mismatch",
+            "model": {"path": "demo"},
+            "data": {"pairs": "pairs.jsonl"},
+            "training": {"device": "cpu"},
+        },
+        "pairs": str(listing),
+        "count": 6,
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "embedder": "auto",
+        "sheet": str(tmp_path / "child.png"),
+    }
+
+    def note(what: str, finished: int, total: int) -> None:
+        phases.append(what)
+        done.append((finished, total))
+
+    child = run_job("mismatch", arguments, progress=note)
+    assert child["mismatch"] == values
     assert done[-1] == (30, 30)
-    assert phases == ["drawing with the base model", "comparing pictures"]
+    assert list(dict.fromkeys(phases)) == ["drawing with the base model", "comparing pictures"]
     with pytest.raises(PairsError, match="no/such"):
-        run_measure(["mismatch", "--model", "demo", "--chosen", "/no/such"])
-    assert run_measure(command, cancelled=lambda: True) is None
+        run_job("mismatch", {**arguments, "pairs": "/no/such.jsonl"})
+    with pytest.raises(JobStoppedError):
+        run_job("mismatch", arguments, should_stop=lambda: True)

@@ -13,8 +13,8 @@ from mapo_core.evaluate import Interval, mean_interval
 from mapo_core.evaluate.diversity import diversity_of
 from mapo_core.evaluate.held_out import HeldOutErrors
 from mapo_core.evaluate.outside import GENERAL_PROMPTS, outside_prompts
-from mapo_core.evaluate.process import jsonable
 from mapo_core.evaluate.report import compare_scores
+from mapo_core.runs import nulls_for_nonfinite
 
 
 def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:
@@ -85,7 +85,7 @@ def test_outside_prompts_leave_out_what_was_trained() -> None:
 
 
 def test_json_has_null_where_a_number_is_not_finite() -> None:
-    values = jsonable({"a": [1.0, float("nan")], "b": (float("inf"), Interval(1, 0, 2).as_dict())})
+    values = nulls_for_nonfinite({"a": [1.0, float("nan")], "b": (float("inf"), Interval(1, 0, 2).as_dict())})
     text = json.dumps(values, allow_nan=False)
     assert json.loads(text) == {"a": [1.0, None], "b": [None, {"value": 1, "low": 0, "high": 2}]}
     assert math.isfinite(values["a"][0])

@@ -91,21 +91,22 @@ def sweep(
     text = "".join(json.dumps(r) + "\n" for r in drawn_pairs[:6])
     counts = {"trained": 0, "measured": 0}
 
-    def measured(arguments: list[str], **_: Any) -> dict[str, Any]:
+    def measured(name: str, arguments: dict[str, Any], **_: Any) -> dict[str, Any]:
+        assert name == "evaluate"
         counts["measured"] += 1
-        run = RunDir(Path(arguments[1]))
+        run = RunDir(Path(arguments["run"]))
         number = int(run.name[-1])
         found = report(accuracy=number / 10, margin=-number, win=1 - number / 10)
         folder = run.evaluation / "step_00000002"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(found), encoding="utf-8")
-        return found
+        return {"evaluation": found}
 
     def train(run: RunDir, progress: Callable[[int, int], None]) -> None:
         counts["trained"] += 1
         run_here(run)
 
-    monkeypatch.setattr(module, "run_measure", measured)
+    monkeypatch.setattr(module, "run_job", measured)
 
     def call(values: dict[str, Any] | None = None, train: Callable[..., None] = train, **others: Any) -> Any:
         own = {**VALUES, "model": {"path": str(tiny_model)}, **(values or {})}
@@ -139,7 +140,7 @@ def test_every_point_is_a_run_and_is_trained_and_measured_once(sweep: Any, tmp_p
     again = sweep(rank_by="clip")  # nothing is trained or measured again
     assert sweep.counts == {"trained": 4, "measured": 4}
     assert again.trials[0].run == "rates-01"
-    sweep(evaluate=["--count", "3"])  # other measures are taken anew
+    sweep(evaluate={"count": 3})  # other measures are taken anew
     assert sweep.counts == {"trained": 4, "measured": 8}
 
 
