@@ -22,7 +22,18 @@ import numpy as np
 from mismatch_plots import Point, Series, plot
 from mismatch_tasks import COUNTS, PAIRS, TASKS
 from PIL import Image
-from reference_mismatch import BATCH, GRID, RATE, SEEDS, Cell, base_picture, chosen_configuration, read_cell
+from reference_mismatch import (
+    BATCH,
+    GRID,
+    RATE,
+    SEEDS,
+    Cell,
+    base_picture,
+    cell_of,
+    chosen_configuration,
+    is_finished,
+    read_cell,
+)
 
 from mapo_core.demo.run import SAMPLING
 from mapo_core.evaluate.demo_world import DemoEmbedder
@@ -40,7 +51,8 @@ def write_report(work: Path, out: Path) -> None:
     """Write <out>.json, <out>.md and plots beside them, and keep the finished cells in <out>/."""
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted((work / "cells").glob("*.json")):
-        write_atomic(out / path.name, path.read_bytes())
+        if is_finished(work, cell_of(path)):
+            write_atomic(out / path.name, path.read_bytes())
     grid = Grid(work)
     mismatch = {name: reference_mismatch(name, work, out) for name in TASKS}
     order = sorted(TASKS, key=lambda t: mismatch[t]["raw"] if mismatch[t] else 9.0)
@@ -145,7 +157,8 @@ class Grid:
 
     def all_cells(self) -> list[dict[str, Any]]:
         """Every finished cell."""
-        return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((self.work / "cells").glob("*.json"))]
+        cells = [cell_of(p) for p in sorted((self.work / "cells").glob("*.json"))]
+        return [read_cell(self.work, c) for c in cells if is_finished(self.work, c)]
 
     def cost(self) -> dict[str, dict[str, float] | None]:
         """Per method: seconds per step and memory, over its cells that were trained."""

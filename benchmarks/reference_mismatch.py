@@ -172,7 +172,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     wanted, right = task.judge(pictures, items)
     result = {
         **asdict(cell),
-        "settings": None if cell.method == "base" else GRID[cell.method][cell.configuration],
+        "settings": settings_of(cell),
         "steps": task.steps,
         "batch": BATCH,
         "items": [
@@ -283,8 +283,37 @@ def chosen_configuration(work: Path, task: str, method: str) -> int:
 
 
 def read_cell(work: Path, cell: Cell) -> dict[str, Any]:
-    """A kept result."""
-    return json.loads((work / "cells" / cell.file_name).read_text(encoding="utf-8"))
+    """A kept result.
+
+    Raises:
+        FileNotFoundError: there is none, or it is of other settings than those of this file.
+    """
+    path = work / "cells" / cell.file_name
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = (settings_of(cell), TASKS[cell.task].steps, BATCH)
+    if (found["settings"], found["steps"], found["batch"]) != wanted:
+        raise FileNotFoundError(f"{path} is of other settings")
+    return found
+
+
+def cell_of(path: Path) -> Cell:
+    """The cell that a kept file is of."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Cell(*(found[name] for name in ("task", "method", "configuration", "seed", "split")))
+
+
+def is_finished(work: Path, cell: Cell) -> bool:
+    """Whether there is a result of the present settings."""
+    try:
+        read_cell(work, cell)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def settings_of(cell: Cell) -> dict[str, Any] | None:
+    """What a cell tries; None for the base model."""
+    return None if cell.method == "base" else GRID[cell.method][cell.configuration]
 
 
 def take_over(work: Path, kept: Path) -> None:
@@ -303,7 +332,7 @@ def run_all(cells: Sequence[Cell], work: Path, jobs: int, stop_at: float) -> boo
     use is its own.
     """
     context = multiprocessing.get_context("fork")
-    waiting = [c for c in cells if not (work / "cells" / c.file_name).exists()]
+    waiting = [c for c in cells if not is_finished(work, c)]
     running: dict[Any, tuple[Any, Cell]] = {}
     failed = False
     while waiting or running:

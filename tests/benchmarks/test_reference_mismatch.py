@@ -74,6 +74,9 @@ def fill(work: Path, value: Callable[[harness.Cell], float]) -> None:
             ]
             result = {
                 **harness.asdict(cell),
+                "settings": harness.settings_of(cell),
+                "steps": tasks.TASKS[cell.task].steps,
+                "batch": harness.BATCH,
                 "items": items,
                 "seconds": 60,
                 "load_average": [1, 2],
@@ -94,6 +97,18 @@ def test_the_plan_has_three_configurations_and_three_seeds_for_every_method(tmp_
         for seed in harness.SEEDS:
             assert f"style-{method}-2-seed{seed}-test.json" in names  # the best one on the validation captions
         assert f"style-{method}-0-seed1-test.json" not in names
+
+
+def test_a_result_of_other_settings_does_not_count(tmp_path: Path) -> None:
+    fill(tmp_path, lambda cell: 0.5)
+    cell = harness.Cell("style", "sft", 0, 0, "validation")
+    assert harness.is_finished(tmp_path, cell)
+    path = tmp_path / "cells" / cell.file_name
+    found = json.loads(path.read_text())
+    found["settings"]["learning_rate"] *= 2
+    path.write_text(json.dumps(found))
+    assert not harness.is_finished(tmp_path, cell)
+    assert harness.cell_of(path) == cell
 
 
 def test_an_empty_grid_is_reported_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
