@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import gc
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..mapo_core import ConfigError, ModelError, PairsError, RunError
+from ..mapo_core.runs import write_atomic
 
 DEMO = "demo (built in)"
 """What stands for the demo model in the list of checkpoints."""
@@ -62,6 +64,21 @@ def checkpoint_of_model(path: str) -> str | None:
     return next((n for n in names if folder_paths.get_full_path("checkpoints", n) == path), None)
 
 
+def input_path(text: str, what: str) -> Path:
+    """A file or folder that is there: an absolute path, or one below ComfyUI's input folder.
+
+    Raises:
+        PairsError: it is empty or missing.
+    """
+    words = text.strip().strip('"')
+    base = Path(folder_paths.get_input_directory())
+    path = base / Path(words).expanduser()  # an absolute path stays what it is
+    if not words or not path.exists():
+        said = f"{path} does not exist" if words else "name it"
+        raise PairsError(f"{what}: {said}. Give an absolute path, or one below {base}.")
+    return path
+
+
 def images_folder(text: str, what: str) -> Path:
     """A folder of images: a subfolder of ComfyUI's input folder, or an absolute path.
 
@@ -73,11 +90,9 @@ def images_folder(text: str, what: str) -> Path:
     if not words:
         there = ", ".join(sorted(p.name for p in base.iterdir() if p.is_dir())[:10]) or "none yet"
         raise PairsError(f"{what}: name a folder: an absolute path, or a subfolder of {base} (there is: {there}).")
-    path = Path(words).expanduser()
-    path = path if path.is_absolute() else base / path
+    path = input_path(text, what)
     if not path.is_dir():
-        kind = "is a file, not a folder" if path.exists() else "does not exist"
-        raise PairsError(f"{what}: {path} {kind}. Give an absolute path, or the name of a subfolder of {base}.")
+        raise PairsError(f"{what}: {path} is a file. Give a folder: an absolute path, or a subfolder of {base}.")
     return path
 
 
@@ -102,28 +117,42 @@ def lora_folder() -> Path:
     return Path(folders[0]) / SUBFOLDER
 
 
-def publish_lora(path: Path) -> str:
+def publish_lora(path: Path, name: str | None = None) -> str:
     """Copy a LoRA into the loras folder and give the name under which the stock loaders list it.
 
-    A file with the same content is left as it is; another file of that name is never replaced.
+    A file with the same content is left as it is. An earlier copy of the same file of a run, which has been trained
+    on since, is replaced; any other file keeps its name, and this one gets a number.
+
+    Args:
+        path: the LoRA in its run's export folder.
+        name: stem of the copy; None: as the file is called.
     """
     folder = lora_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    number, target = 1, folder / path.name
-    while target.exists() and not filecmp.cmp(path, target, shallow=False):
+    stem, content = name or path.stem, _sha256(path)
+    record = path.with_suffix(".published.json")  # stem -> hash of the copy that was made under it
+    copies: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    number, target = 1, folder / f"{stem}{path.suffix}"
+    while target.exists() and _sha256(target) not in (content, copies.get(target.stem)):
         number += 1
-        target = folder / f"{path.stem}-{number}{path.suffix}"
-    if not target.exists():
+        target = folder / f"{stem}-{number}{path.suffix}"
+    if not target.exists() or _sha256(target) != content:
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.copyfile(path, temporary)
         temporary.replace(target)
+    write_atomic(record, json.dumps({**copies, target.stem: content}) + "\n")
     return str(target.relative_to(folder.parent))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def published_name(path: Path) -> str | None:
     """The name of a LoRA's copy in the loras folder, or None if there is none with the same content."""
     folder = lora_folder()
-    for target in sorted(folder.glob(f"{path.stem}*{path.suffix}")) if path.exists() else []:
+    for target in sorted(folder.glob(f"*{path.suffix}")) if path.exists() else []:
         if filecmp.cmp(path, target, shallow=False):
             return str(target.relative_to(folder.parent))
     return None

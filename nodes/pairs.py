@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..mapo_core import MapoError, pair_sheet
-from ..mapo_core.pairs import PairSet, add_to_set, lint_pairs, pairs_from_folders
+from ..mapo_core.pairs import PairSet, RowFilter, add_to_set, lint_pairs, pairs_from_folders, read_pair_set
 from . import _comfy, _generate
 from ._types import Pairs, Settings
 
@@ -86,6 +86,72 @@ class PairsFromFolders(io.ComfyNode):
             trigger=trigger.strip(),
         )
         return shown(cls, found, check_resolution)
+
+
+class PairsFromFile(io.ComfyNode):
+    """A list of pairs that somebody else has made."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaPOPairsFromFile",
+            display_name="Preference Pairs from File",
+            category=CATEGORY,
+            description="Reads a list of pairs: JSONL or CSV with paths, prompts, scores and weights, or parquet as Pick-a-Pic has it.",
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "path",
+                    default="",
+                    tooltip="A .jsonl, .csv or .parquet file, or a folder of parquet files: an absolute path, or one below ComfyUI's input folder. Image paths in it are relative to the file.",
+                ),
+                io.Int.Input(
+                    "limit",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Of parquet files, read at most so many pairs; a larger value reads more. 0: all.",
+                ),
+                io.Float.Input(
+                    "min_margin",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Of parquet files, how clear the vote must be; a larger value keeps fewer pairs, 1 only unanimous ones.",
+                ),
+                io.Int.Input(
+                    "check_resolution",
+                    default=1024,
+                    min=64,
+                    max=4096,
+                    step=8,
+                    tooltip="Resolution that you mean to train at, pixels. The check warns of images far below it; a larger value warns of more.",
+                ),
+            ],
+            outputs=[Pairs.Output("pairs", display_name="pairs"), io.String.Output("report", display_name="report")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, path: str | None = "") -> bool | str:
+        try:
+            if path is not None:
+                _comfy.input_path(path, "path")
+        except MapoError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, path: str, **others: object) -> str:
+        place = _comfy.input_path(path, "path")
+        state = _comfy.folder_state(place) if place.is_dir() else place.stat().st_mtime_ns
+        return str([state, others])
+
+    @classmethod
+    def execute(cls, path: str, limit: int, min_margin: float, check_resolution: int) -> io.NodeOutput:
+        keep = RowFilter(min_margin=min_margin, limit=limit or None)
+        return shown(cls, read_pair_set(_comfy.input_path(path, "path"), keep=keep), check_resolution)
 
 
 class PairsFromImages(io.ComfyNode):
@@ -255,4 +321,4 @@ def shown(cls: type[io.ComfyNode], found: PairSet, resolution: int | None, note:
     return io.NodeOutput(checked, text, ui={**sheet, "mapo_text": [text]})
 
 
-NODES = [PairsFromFolders, PairsFromImages, GenerateRejected]
+NODES = [PairsFromFolders, PairsFromFile, PairsFromImages, GenerateRejected]

@@ -126,8 +126,8 @@ class TrainLoRA(io.ComfyNode):
             try:
                 train_in_node(run, cls.hidden.unique_id, config.training.steps)
             finally:
-                keep_lora(run)
-        return finished(cls, run)
+                keep_lora(run, name)
+        return finished(cls, run, name)
 
 
 def numbered(run_name: str, name: str) -> bool:
@@ -156,16 +156,19 @@ def find_or_create(config: TrainConfig, pairs: PairSet, resume: bool) -> RunDir:
     return run
 
 
-def keep_lora(run: RunDir) -> str | None:
-    """Put the run's LoRA, if there is one yet, into the loras folder; its name there."""
+def keep_lora(run: RunDir, name: str) -> str | None:
+    """Put the run's LoRA, if there is one yet, into the loras folder; its name there.
+
+    The run may have been made under another name, if the request was the same but for it.
+    """
     lora = run.export / f"{run.name}.safetensors"
-    return _comfy.publish_lora(lora) if lora.exists() else None
+    return _comfy.publish_lora(lora, name) if lora.exists() else None
 
 
-def finished(cls: type[io.ComfyNode], run: RunDir) -> io.NodeOutput:
+def finished(cls: type[io.ComfyNode], run: RunDir, name: str) -> io.NodeOutput:
     """What the node gives for a run that has ended with a LoRA."""
-    name = keep_lora(run)
-    if name is None:
+    lora_name = keep_lora(run, name)
+    if lora_name is None:
         raise TrainingError(f"Run {run.name} was stopped before its first step, so there is no LoRA. Run it again.")
     chart = _comfy.to_tensor([run_chart(run)])
     sheets = [run.path / path for path in run_history(run).samples]
@@ -173,8 +176,8 @@ def finished(cls: type[io.ComfyNode], run: RunDir) -> io.NodeOutput:
     samples = _comfy.to_tensor([sheet.convert("RGB")])
     shown = ui.PreviewImage(samples, cls=cls).as_dict()
     lora = _comfy.load_lora_state(run.export / f"{run.name}.safetensors")
-    ui_values = {**shown, "mapo_run": [run.name], "mapo_lora": [name]}
-    return io.NodeOutput(name, lora, run, chart, samples, ui=ui_values)
+    ui_values = {**shown, "mapo_run": [run.name], "mapo_lora": [lora_name]}
+    return io.NodeOutput(lora_name, lora, run, chart, samples, ui=ui_values)
 
 
 NODES = [TrainLoRA]

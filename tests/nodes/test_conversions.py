@@ -54,7 +54,7 @@ def test_folders_are_absolute_or_below_input(pack: Any, tmp_path: Path) -> None:
     with pytest.raises(PairsError, match=r"rejected: .*nowhere does not exist"):
         comfy.images_folder("nowhere", "rejected")
     (tmp_path / "file").touch()
-    with pytest.raises(PairsError, match="is a file, not a folder"):
+    with pytest.raises(PairsError, match="is a file. Give a folder"):
         comfy.images_folder(str(tmp_path / "file"), "chosen")
 
 
@@ -84,22 +84,38 @@ def test_checkpoints_by_name(pack: Any) -> None:
         comfy.checkpoint_path("b")
 
 
-def test_a_published_lora_replaces_nothing(pack: Any, tmp_path: Path) -> None:
+def test_a_published_lora_replaces_only_its_own_earlier_state(pack: Any, tmp_path: Path) -> None:
     comfy = pack.module("_comfy")
-    lora = tmp_path / "ink.safetensors"
-    lora.write_bytes(b"one")
+    lora = tmp_path / "a run" / "ink.safetensors"
+    lora.parent.mkdir()
+    lora.write_bytes(b"stopped at step 100")
     assert comfy.published_name(lora) is None
     first = comfy.publish_lora(lora)
     assert Path(first) == Path("mapo/ink.safetensors")
     assert comfy.publish_lora(lora) == first
     assert comfy.published_name(lora) == first
-    lora.write_bytes(b"two")
+    folder = pack.comfy.base / "models" / "loras"
+    lora.write_bytes(b"trained on to step 200")
+    assert comfy.publish_lora(lora) == first
+    assert (folder / first).read_bytes() == b"trained on to step 200"
+
+    (folder / first).write_bytes(b"changed by the user")
     second = comfy.publish_lora(lora)
     assert Path(second) == Path("mapo/ink-2.safetensors")
-    folder = pack.comfy.base / "models" / "loras"
-    assert (folder / first).read_bytes() == b"one"
+    assert (folder / first).read_bytes() == b"changed by the user"
     assert comfy.published_name(lora) == second
-    assert sorted(p.name for p in (folder / "mapo").iterdir()) == ["ink-2.safetensors", "ink.safetensors"]
+    assert Path(comfy.publish_lora(lora, "brush")) == Path("mapo/brush.safetensors")
+
+    other = tmp_path / "another run" / "ink.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(b"another")
+    assert Path(comfy.publish_lora(other)) == Path("mapo/ink-3.safetensors")
+    assert sorted(p.name for p in (folder / "mapo").iterdir()) == [
+        "brush.safetensors",
+        "ink-2.safetensors",
+        "ink-3.safetensors",
+        "ink.safetensors",
+    ]
 
 
 def test_an_interruption_is_remembered_until_it_is_raised(pack: Any) -> None:
