@@ -29,6 +29,11 @@ class PairBatch:
         timesteps: [B or 2B], the same for both images of a pair.
         conditions: as `Family.batch_conditions` gives them.
         weights: of the pairs, [B].
+        latents: x_0, like `noisy`.
+        levels: `timesteps` as numbers on the CPU.
+        inversion_noise: fresh noise of an inversion's steps, [B or 2B, steps, 4, h, w]; None where there is none.
+        base_conditions: as `conditions`, with the pairs' base prompts; the same object where they have none.
+        scores: `chosen_score` and `rejected_score`, [B] each in 0-1; empty where the pairs have none.
     """
 
     noisy: Tensor
@@ -36,6 +41,11 @@ class PairBatch:
     timesteps: Tensor
     conditions: dict[str, Tensor]
     weights: Tensor
+    latents: Tensor
+    levels: list[int]
+    inversion_noise: Tensor | None
+    base_conditions: dict[str, Tensor]
+    scores: dict[str, Tensor]
 
     @property
     def paired(self) -> bool:
@@ -61,30 +71,66 @@ def assemble(
     noise = torch.stack([r.noise for r in draws])
     timesteps = torch.tensor([r.timestep for r in draws])
     noisy, target = add_noise(model.noise_scheduler, latents, noise, timesteps)
-    embeds = [pairs.prompt("" if r.drop_prompt else p) for p, r in zip(prompts, draws, strict=True)]
-    conditions = family.batch_conditions(embeds, [i.geometry for i in images])
+    geometry = [i.geometry for i in images]
+
+    def conditions_of(prompts: list[str]) -> dict[str, Tensor]:
+        embeds = [pairs.prompt("" if r.drop_prompt else p) for p, r in zip(prompts, draws, strict=True)]
+        return {n: _move(t, device) for n, t in family.batch_conditions(embeds, geometry).items()}
+
     device = model.device
+    conditions = base_conditions = conditions_of(prompts)
+    if any(e.base_prompt is not None for e in entries):
+        own = [e.base_prompt for e in entries] * (2 if paired else 1)
+        base_conditions = conditions_of([p if b is None else b for p, b in zip(prompts, own, strict=True)])
+    fresh = [r.inversion_noise for r in draws if r.inversion_noise is not None]
+    scores = [e.scores for e in entries if e.scores is not None]
     return PairBatch(
         noisy=_move(noisy, device),
         target=_move(target, device),
         timesteps=_move(timesteps, device),
-        conditions={name: _move(t, device) for name, t in conditions.items()},
+        conditions=conditions,
         weights=_move(torch.tensor([e.weight for e in entries]), device),
+        latents=_move(latents, device),
+        levels=[r.timestep for r in draws],
+        inversion_noise=_move(torch.stack(fresh), device) if fresh else None,
+        base_conditions=base_conditions,
+        scores={
+            name: _move(torch.tensor([pair[k] for pair in scores]), device)
+            for k, name in enumerate(("chosen_score", "rejected_score"))
+            if scores
+        },
     )
 
 
-def pair_errors(model: DiffusionModel, family: Family, batch: PairBatch, needs: frozenset[str]) -> dict[str, Tensor]:
-    """The squared errors that a method needs, each [B] float32: mean over channels, height and width."""
-    errors: dict[str, Tensor] = {}
-    if needs & {"chosen_mse_ref", "rejected_mse_ref"}:
-        with torch.no_grad(), adapter_off(model.unet):
-            errors |= _named(_squared_error(model, family, batch), batch, "_ref")
-    errors |= _named(_squared_error(model, family, batch), batch, "")
+def pair_errors(
+    model: DiffusionModel,
+    family: Family,
+    batch: PairBatch,
+    needs: frozenset[str],
+    class_batch: PairBatch | None = None,
+) -> dict[str, Tensor]:
+    """What a method needs, each [B] float32: squared errors, mean over channels, height and width, and scores.
+
+    Args:
+        model: with the adapter.
+        family: of the model.
+        batch: the pairs.
+        needs: names as `methods.base.Loss` explains them.
+        class_batch: a class image for each pair, if the method needs them.
+    """
+    errors: dict[str, Tensor] = dict(batch.scores)
+    for suffix, conditions in (("_ref", batch.conditions), ("_base", batch.base_conditions)):
+        if any(name.endswith(suffix) for name in needs):
+            with torch.no_grad(), adapter_off(model.unet):
+                errors |= _named(_squared_error(model, family, batch, conditions), batch, suffix)
+    errors |= _named(_squared_error(model, family, batch, batch.conditions), batch, "")
+    if class_batch is not None:
+        errors["class_mse"] = _squared_error(model, family, class_batch, class_batch.conditions)
     return {name: errors[name] for name in needs}
 
 
-def _squared_error(model: DiffusionModel, family: Family, batch: PairBatch) -> Tensor:
-    model_pred = family.predict(model, batch.noisy, batch.timesteps, batch.conditions)
+def _squared_error(model: DiffusionModel, family: Family, batch: PairBatch, conditions: dict[str, Tensor]) -> Tensor:
+    model_pred = family.predict(model, batch.noisy, batch.timesteps, conditions)
     return (model_pred.float() - batch.target).pow(2).mean(dim=(1, 2, 3))  # [B or 2B]
 
 

@@ -15,6 +15,7 @@ from .buckets import Fit, Size, bucket_sizes, fit, nearest_bucket
 from .disk_cache import DiskCache
 from .families.base import ImageGeometry
 from .pairs.images import image_size, prepare_image
+from .pairs.scores import normalised_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,6 +54,8 @@ class PairEntry:
     prompt: str
     rejected_prompt: str
     weight: float
+    base_prompt: str | None = None
+    scores: tuple[float, float] | None = None  # of chosen and rejected, min-max normalised over the set
 
 
 class EncodedPairs:
@@ -156,7 +159,7 @@ def encode_pairs(
     """
     fingerprint = f"{model.fingerprint}/{json.dumps(model.extras, sort_keys=True, default=str)}"
     prompts = PromptCache(DiskCache(folder / "prompts"), fingerprint, config.cache.precision)
-    wanted = [p.prompt for p in pairs] + [p.rejected_prompt for p in pairs if p.rejected_prompt is not None]
+    wanted = [p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None]
     prompts.encode(model, family, ["", *wanted, *extra_prompts], progress)
 
     sizes = pair_buckets(config, model.resolution, model.latent_scale)
@@ -201,12 +204,24 @@ def plan_pairs(
         flipped = _digest(*base, "flipped") if config.data.flip else None
         return ImageEntry(path, how, geometry, _digest(*base), flipped)
 
+    scores = normalised_scores(pairs)
     entries: list[PairEntry] = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         bucket = nearest_bucket(originals[pair.chosen], sizes)
         rejected_prompt = pair.prompt if pair.rejected_prompt is None else pair.rejected_prompt
         chosen, rejected = entry(pair.chosen, bucket), entry(pair.rejected, bucket)
-        entries.append(PairEntry(bucket, chosen, rejected, pair.prompt, rejected_prompt, pair.weight))
+        entries.append(
+            PairEntry(
+                bucket,
+                chosen,
+                rejected,
+                pair.prompt,
+                rejected_prompt,
+                pair.weight,
+                pair.base_prompt,
+                scores[number] if scores else None,
+            )
+        )
     return entries
 
 

@@ -13,9 +13,10 @@ from .errors import ConfigError, MapoError, PairsError
 
 if TYPE_CHECKING:
     from .config import TrainConfig
-    from .pairs import LintReport, PreferencePair
+    from .pairs import LintReport, PreferencePair, RowFilter
     from .runs import Lifetime, RunDir
 
+TRAINING = {"train", "sweep"}
 TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep"}
 EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folder)."
 
@@ -67,7 +68,7 @@ def train(args: argparse.Namespace) -> int:
         from .runs import open_run
 
         return run_child(open_run(args.run), args.lifetime)
-    from .pairs import pairs_text
+    from .pairs import pairs_text, require_scores
     from .runs import create_run
 
     values = settings_of(args)
@@ -76,6 +77,8 @@ def train(args: argparse.Namespace) -> int:
     if args.name is not None:
         values["name"] = args.name
     config, pairs = config_and_pairs(values, args)
+    if "chosen_score" in config.method.build("sdxl").needs:
+        require_scores(pairs, config.method.type)
     report = lint_set(pairs, config, extra=args.findings)
     print(report.render())
     if report.errors:
@@ -219,6 +222,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         if text is None:
             raise ConfigError(f"--{name} needs a value.")
         set_value(values, name, text)
+    if isinstance(method := values.get("method"), dict):
+        method.setdefault("type", "mapo")  # as where no method is named at all
     if args.seed is not None:
         values["seed"] = args.seed
     return values
@@ -230,7 +235,7 @@ def config_and_pairs(
     """Check the settings, then read or build the pairs; rejected images are generated where none are given."""
     from .config import build_config
     from .families import detect
-    from .pairs import pairs_from_folders, prompts_from_folder, read_pair_source
+    from .pairs import RowFilter, pairs_from_folders, prompts_from_folder, read_pair_source
 
     model = values.setdefault("model", {})
     if args.model is not None:
@@ -239,17 +244,20 @@ def config_and_pairs(
     source = args.pairs or data.get("pairs")
     data["pairs"] = "pairs.jsonl"  # the run keeps its own copy under this name
     if "path" not in model:
-        if args.command in {"train"} or (args.rejected is None and source is None):
+        if args.command in TRAINING or (args.rejected is None and source is None):
             raise ConfigError("Name the model: --model FILE.safetensors, a diffusers folder, a Hub id, or demo.")
         model["path"] = "demo"
     config = build_config(values)
-    if args.command == "train" or (args.rejected is None and source is None):
+    if args.command in TRAINING or (args.rejected is None and source is None):
         detect(config.model.path, config.model.family)  # a wrong model is said before any image is read
     words = {"prompt": args.prompt, "trigger": args.trigger or config.export.trigger, "prefix": args.prefix}
+    keep = row_filter(args)
+    if args.chosen is not None and keep != RowFilter():
+        raise ConfigError("--min-label-margin, --min-side and --limit are for parquet: give --pairs FILE.parquet.")
     if args.chosen is None:
         if source is None:
             raise ConfigError("Give the images: --chosen DIR --rejected DIR, or --chosen DIR alone, or --pairs FILE.")
-        return config, read_pair_source(Path(source))
+        return config, read_pair_source(Path(source), keep)
     if args.rejected is not None:
         found = pairs_from_folders(Path(args.chosen), Path(args.rejected), match=args.match, seed=config.seed, **words)
         args.findings = found.findings
@@ -260,16 +268,22 @@ def config_and_pairs(
     return config, generated_pairs(config, chosen, Path(args.chosen), args)
 
 
+def row_filter(args: argparse.Namespace) -> RowFilter:
+    """Which rows of a parquet file are wanted."""
+    from .pairs import RowFilter
+
+    return RowFilter(args.min_label_margin, args.min_side, args.limit)
+
+
 def generated_pairs(
     config: TrainConfig, chosen: list[Any], folder: Path, args: argparse.Namespace
 ) -> list[PreferencePair]:
-    """Rejected images from the base model, in a process of its own for `train`, so that its memory is given back."""
+    """Rejected images from the base model; where training follows, in a process that gives its memory back."""
     from .console import ProgressLine
-    from .pairs import read_pairs
-    from .pairs.generate import generate_rejected, rejected_folder
+    from .pairs import GenerationSettings, generate_rejected, read_pairs, rejected_folder
 
     kept = rejected_folder(folder)
-    if args.command == "train":
+    if args.command in TRAINING:
         listing = kept / "pairs.jsonl"
         entry = Path(__file__).resolve().parent / "__main__.py"
         words = [w for n in ("prompt", "trigger", "prefix") if getattr(args, n) for w in (f"--{n}", getattr(args, n))]
@@ -287,6 +301,11 @@ def generated_pairs(
         config,
         chosen,
         kept,
+        GenerationSettings(
+            num_inference_steps=config.validation.num_inference_steps,
+            guidance_scale=config.validation.guidance_scale,
+            seed=config.seed,
+        ),
         progress=lambda done, total: line.show(f"generating rejected images {done}/{total}", final=done == total),
     ).pairs
 
@@ -336,6 +355,10 @@ def train_and_show(run: RunDir, lifetime: Lifetime) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from .cli_measures import add_measures
+    from .cli_pairs import add_pair_makers
+    from .methods import METHODS
+
     parser = argparse.ArgumentParser(
         prog="mapo", description="Train LoRAs for text-to-image models from chosen and rejected images.", epilog=EPILOG
     )
@@ -355,7 +378,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("demo", demo, "Train a style LoRA on the built-in demo model, in minutes, on any machine.", "mapo demo")
     sub.add_argument("--style", default="cartoon", help="drawing style to teach: cartoon (default), sticker or neon")
-    sub.add_argument("--method", default="mapo", choices=["mapo", "sft", "diffusion_dpo"], help="default mapo")
+    sub.add_argument("--method", default="mapo", choices=list(METHODS), help="default mapo")
     sub.add_argument("--steps", type=int, help="training steps; more take longer and fit closer")
     sub.add_argument("--seed", type=int, default=0)
 
@@ -379,6 +402,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_images(sub)
     sub.add_argument("--out", default="pairs.jsonl", help="file to write (default pairs.jsonl)")
     sub.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    add_pair_makers(sub)
 
     sub = add(
         "lint",
@@ -417,18 +441,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, nargs="+", help="checkpoints, rows each (default: the newest)")
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
 
-    from .cli_measures import add_measures
-
     add_measures(add)
     return parser
 
 
 def add_images(sub: argparse.ArgumentParser) -> None:
     """The options that say which images and which model."""
+    from .cli_measures import fraction, positive
+
     sub.add_argument("--model", help=".safetensors file, diffusers folder, Hub id, or demo")
     sub.add_argument("--chosen", help="folder of the images you want more of")
     sub.add_argument("--rejected", help="folder of the images you want less of; without it the base model makes them")
     sub.add_argument("--pairs", help="a pair set instead of folders: JSONL, CSV or parquet")
+    sub.add_argument(
+        "--min-label-margin", type=fraction, default=0.0, help="parquet: how clear a label must be, 0-1 (default 0)"
+    )
+    sub.add_argument("--min-side", type=int, default=0, help="parquet: shorter side of both images, pixels (default 0)")
+    sub.add_argument("--limit", type=positive, help="parquet: stop after so many pairs")
     sub.add_argument(
         "--match",
         choices=["stem", "order", "random"],

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import ConfigError, MapoError
+from .errors import ConfigError, MapoError, PairsError
 from .evaluate.scorers import SCORERS
 
 if TYPE_CHECKING:
@@ -170,6 +170,51 @@ def evaluate(args: argparse.Namespace, report: Reporter) -> int:
     return 0
 
 
+def sweep(args: argparse.Namespace, report: Reporter) -> int:
+    """Train and measure a grid of settings, and rank them."""
+    from .cli import config_and_pairs, lint_set, settings_of
+    from .pairs import pairs_text
+    from .sweep import grid_points, run_sweep
+
+    grid: dict[str, list[str]] = {}
+    for text in args.grid or ():
+        setting, _, values = text.partition("=")
+        grid[setting] = [v for v in values.split(",") if v]
+    points = grid_points(grid)
+    settings = settings_of(args)
+    if args.name is not None:
+        settings["name"] = args.name
+    if "name" not in settings:
+        raise ConfigError("Name the sweep, for example: --name betas. Its runs are called betas-01, betas-02, ...")
+    config, pairs = config_and_pairs(settings, args)
+    found = lint_set(pairs, config, extra=args.findings)
+    if found.errors:
+        raise PairsError(
+            "The pairs have errors; nothing was trained. See: mapo lint", [f.message for f in found.errors]
+        )
+    report.phase(f"{len(points)} trials of {config.training.steps} steps")
+    options = ["--scorers", args.scorers, "--count", str(args.count), "--seeds", str(args.seeds)]
+    options += ["--embedder", args.embedder]
+    for weights in args.weights or ():
+        options += ["--weights", weights]
+    if args.embedder_folder is not None:
+        options += ["--embedder-folder", str(args.embedder_folder)]
+    if args.download:
+        options.append("--download")
+    result = run_sweep(
+        settings,
+        pairs_text(pairs),
+        grid,
+        evaluate=options,
+        rank_by=args.rank_by,
+        progress=report.progress,
+        phase=report.phase,
+    )
+    write_json(args.json, result.as_dict())
+    report.result(result.as_dict(), result.render())
+    return 0
+
+
 def weight_folders(args: argparse.Namespace) -> dict[str, Path]:
     """The `--weights NAME=PATH` of a command."""
     found: dict[str, Path] = {}
@@ -178,7 +223,7 @@ def weight_folders(args: argparse.Namespace) -> dict[str, Path]:
         if not equals or not path:
             raise ConfigError(f"--weights {text}: write NAME=FOLDER, for example --weights dinov2=models/dinov2.")
         found[name] = Path(path).expanduser()
-    if args.embedder_folder is not None:
+    if getattr(args, "embedder_folder", None) is not None:
         found["dinov2"] = args.embedder_folder
     return found
 
@@ -257,6 +302,29 @@ def add_measures(add: Callable[[str, Any, str, str], argparse.ArgumentParser]) -
     add_embedder(sub)
     add_results(sub)
 
+    sub = add(
+        "sweep",
+        reporting(sweep),
+        "Train a small grid of settings for the same number of steps, measure each, and rank them. Resumable.",
+        "mapo sweep --model demo --pairs p.jsonl --name rates --grid optimizer.learning_rate=1e-4,1e-3",
+    )
+    from .cli import add_images as add_all_images
+
+    add_all_images(sub)
+    sub.add_argument("--name", help="name of the sweep; its runs get -01, -02, ...")
+    sub.add_argument(
+        "--grid", action="append", metavar="SETTING=A,B,C", help="what to vary; may be repeated for all combinations"
+    )
+    sub.add_argument(
+        "--rank-by", default="accuracy", help="accuracy (default) or margin on held-out pairs, or one of the scorers"
+    )
+    sub.add_argument("--scorers", default="auto", help="as of mapo evaluate")
+    sub.add_argument("--count", type=positive, default=32, help="at most so many prompts (default 32)")
+    sub.add_argument("--seeds", type=positive, default=2, help="pictures per prompt (default 2)")
+    sub.add_argument("--weights", action="append", metavar="NAME=PATH", help="where a scorer's weights are")
+    add_embedder(sub)
+    add_results(sub)
+
 
 def add_images(sub: argparse.ArgumentParser) -> None:
     """Chosen images with prompts, and the model."""
@@ -293,4 +361,12 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value

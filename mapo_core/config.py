@@ -11,11 +11,23 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ._settings import Settings
 from .errors import ConfigError
-from .methods import DiffusionDPOConfig, MaPOConfig, SFTConfig
+from .methods import (
+    METHODS,
+    DCOConfig,
+    DiffusionDPOConfig,
+    DreamBoothConfig,
+    InPOConfig,
+    MaPOConfig,
+    SFTConfig,
+    SmPOConfig,
+)
 
 SCHEMA_VERSION = 1
 
-MethodSettings = Annotated[MaPOConfig | SFTConfig | DiffusionDPOConfig, Field(discriminator="type")]
+MethodSettings = Annotated[
+    MaPOConfig | SFTConfig | DiffusionDPOConfig | DCOConfig | DreamBoothConfig | InPOConfig | SmPOConfig,
+    Field(discriminator="type"),
+]
 
 
 class ModelConfig(Settings):
@@ -343,7 +355,7 @@ def _parse(text: str) -> Any:
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part not in ("mapo", "sft", "diffusion_dpo"))
+    place = ".".join(str(part) for part in _without_tag(error["loc"]))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"unknown setting {place}{_alternatives(error['loc'])}"
@@ -351,16 +363,18 @@ def _explain(error: Any) -> str:
     return f"{place + ': ' if place else ''}{message}{given}"
 
 
+def _without_tag(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The place as the user writes it: method.beta, not method.dco.beta."""
+    return (loc[0], *loc[2:]) if loc[:1] == ("method",) else loc
+
+
 def _alternatives(loc: tuple[Any, ...]) -> str:
     """The names that exist where an unknown one was given."""
     import difflib
 
     group: Any = TrainConfig
-    for part in loc[:-1]:
-        if part in {"mapo", "sft", "diffusion_dpo"}:
-            group = {"mapo": MaPOConfig, "sft": SFTConfig, "diffusion_dpo": DiffusionDPOConfig}[part]
-        elif part != "method":
-            group = group.model_fields[part].annotation
+    for part in _without_tag(loc)[:-1]:
+        group = METHODS[loc[1]] if part == "method" else group.model_fields[part].annotation
     names = list(group.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names) or 'none'}"

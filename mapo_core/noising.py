@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from .methods import Inversion
+
 
 @dataclass(frozen=True)
 class PairRandomness:
@@ -24,6 +26,7 @@ class PairRandomness:
         timestep: in [0, num_train_timesteps).
         noise: epsilon of the forward process, [4, h, w].
         latent_noise: which sample of the VAE's posterior is taken, [4, h, w].
+        inversion_noise: what is added in each step of an inversion, [steps, 4, h, w]; None where nothing is.
     """
 
     flip: bool
@@ -31,6 +34,7 @@ class PairRandomness:
     timestep: int
     noise: Tensor
     latent_noise: Tensor
+    inversion_noise: Tensor | None = None
 
 
 def seed_of(*parts: object) -> int:
@@ -48,6 +52,8 @@ def draw_randomness(
     num_train_timesteps: int,
     flip: bool = False,
     caption_dropout: float = 0.0,
+    inversion: Inversion | None = None,
+    stream: str = "pair",
 ) -> PairRandomness:
     """The randomness of pair `index` in `epoch`; nothing else has an influence.
 
@@ -59,17 +65,34 @@ def draw_randomness(
         num_train_timesteps: length of the noise schedule.
         flip: whether mirroring is allowed.
         caption_dropout: probability of the empty prompt.
+        inversion: of the method, if it has one; the timestep is then one of its levels.
+        stream: "pair", or another word for what is shown beside the pair.
     """
-    generator = torch.Generator().manual_seed(seed_of(seed, "pair", epoch, index))
+    generator = torch.Generator().manual_seed(seed_of(seed, stream, epoch, index))
     coins = torch.rand(2, generator=generator)
-    timestep = torch.randint(0, num_train_timesteps, (1,), generator=generator)
+    timestep = int(torch.randint(0, num_train_timesteps, (1,), generator=generator))
+    noise = torch.randn(tuple(shape), generator=generator)
+    latent_noise = torch.randn(tuple(shape), generator=generator)
+    inversion_noise = None
+    if inversion is not None:
+        timestep = inversion_levels(inversion.steps, num_train_timesteps)[
+            timestep * inversion.steps // num_train_timesteps
+        ]
+        if inversion.eta > 0:
+            inversion_noise = torch.randn((inversion.steps, *shape), generator=generator)
     return PairRandomness(
         flip=flip and bool(coins[0] < 0.5),
         drop_prompt=bool(coins[1] < caption_dropout),
-        timestep=int(timestep),
-        noise=torch.randn(tuple(shape), generator=generator),
-        latent_noise=torch.randn(tuple(shape), generator=generator),
+        timestep=timestep,
+        noise=noise,
+        latent_noise=latent_noise,
+        inversion_noise=inversion_noise,
     )
+
+
+def inversion_levels(steps: int, num_train_timesteps: int) -> list[int]:
+    """The timesteps at the ends of an inversion's steps, evenly spaced: 99, 199, ..., 999 for 10 of 1000."""
+    return [(k + 1) * num_train_timesteps // steps - 1 for k in range(steps)]
 
 
 def add_noise(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +104,11 @@ def add_noise(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: T
         noise: epsilon, like `latents`.
         timesteps: [B], int64.
     """
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    return noise_scheduler.add_noise(latents, noise, timesteps), target_of(noise_scheduler, latents, noise, timesteps)
+
+
+def target_of(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should predict; arguments as of `add_noise`."""
     if noise_scheduler.config.prediction_type == "v_prediction":
-        return noisy, noise_scheduler.get_velocity(latents, noise, timesteps)
-    return noisy, noise
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    return noise

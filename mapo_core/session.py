@@ -14,15 +14,18 @@ from accelerate import Accelerator
 from . import checkpoints
 from .adapter import add_lora, load_lora_state
 from .cache import EncodedPairs, PromptCache, encode_pairs
+from .class_images import class_pairs
 from .config import TrainConfig, load_config
 from .data_order import split_held_out
 from .devices import DTYPES, choose_precision, preferred_device
 from .errors import PairsError
 from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
+from .methods import DreamBoothConfig
 from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule
 from .pairs import read_pairs
+from .pairs.scores import require_scores
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Session:
     source_pairs: list[PreferencePair]
     pairs: EncodedPairs
     prompts: PromptCache
+    class_images: EncodedPairs | None  # for methods that show some beside the pairs
     train_indices: list[int]
     held_out_indices: list[int]
     parameters: list[nn.Parameter]
@@ -109,9 +113,12 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     pairs = read_pairs(run.pairs)
     if not pairs:
         raise PairsError(f"{run.pairs} holds no pair. Build a pair set first: mapo pairs --help.")
-    phase("loading the model")
     found = detect(config.model.path, config.model.family)
     family = FAMILIES[found.family]
+    loss = config.method.build("demo" if config.model.path == "demo" else family.name)
+    if "chosen_score" in loss.needs:
+        require_scores(pairs, config.method.type)
+    phase("loading the model")
     model = family.load(config.model, device=accelerator.device, dtype=DTYPES[precision])
     report = throttled(phase)
     wanted = validation_prompts(config, pairs)
@@ -125,6 +132,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
             extra_prompts=[*wanted, config.validation.negative_prompt],
             progress=report,
         )
+        class_images = encode_class(model, family, config, precision, accelerator, report)
     model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
     assert model.vae is not None
     model.vae.to("cpu")
@@ -146,10 +154,11 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         watcher=watcher,
         model=model,
         family=family,
-        loss=config.method.build("demo" if config.model.path == "demo" else family.name),
+        loss=loss,
         source_pairs=pairs,
         pairs=encoded,
         prompts=prompts,
+        class_images=class_images,
         train_indices=split[0],
         held_out_indices=split[1],
         parameters=parameters,
@@ -176,6 +185,30 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         resolution=config.data.resolution or model.resolution,
     )
     return session
+
+
+def encode_class(
+    model: DiffusionModel,
+    family: Family,
+    config: TrainConfig,
+    precision: str,
+    accelerator: Accelerator,
+    report: Callable[[str, int, int], None],
+) -> EncodedPairs | None:
+    """The class images of a method that shows some, drawn by the base model where they are not there yet."""
+    if not isinstance(config.method, DreamBoothConfig):
+        return None
+    pairs = class_pairs(
+        model,
+        family,
+        config,
+        config.method.class_prompt,
+        config.method.class_images,
+        autocast=lambda: accelerator.autocast() if precision != "fp32" else nullcontext(),
+        progress=report,
+    )
+    encoded, _ = encode_pairs(model, family, pairs, config, mapo_home() / "cache", progress=report)
+    return encoded
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import gc
+import hashlib
 import os
 import shutil
 import sys
@@ -215,6 +216,17 @@ def apply_lora(model: Any, clip: Any, path: Path, strength_model: float, strengt
     import comfy.sd
 
     return comfy.sd.load_lora_for_models(model, clip, load_lora_state(path), strength_model, strength_clip)
+
+
+def model_identity(model: Any) -> str:
+    """What tells a wired model from another one, in this session and the next: some of its weights, and its patches."""
+    digest = hashlib.sha256()
+    weights = list(model.model.diffusion_model.named_parameters())
+    for name, weight in weights[:: max(1, len(weights) // 32)]:
+        digest.update(name.encode() + weight.detach().reshape(-1)[:16].float().cpu().numpy().tobytes())
+    for name, patches in sorted((str(k), v) for k, v in model.patches.items()):
+        digest.update(f"{name}{[(p[0], p[2]) for p in patches]}".encode())
+    return f"wired {type(model.model).__name__} {digest.hexdigest()[:16]}"
 
 
 def sample(

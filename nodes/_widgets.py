@@ -9,7 +9,12 @@ from comfy_api.latest import io
 
 from ..mapo_core import FormField, MapoError, build_config, form_field, form_groups, merge_settings
 
-ALONE = {"name": "settings", "model": {"path": "demo"}, "data": {"pairs": "pairs.jsonl"}}
+ALONE = {
+    "name": "settings",
+    "model": {"path": "demo"},
+    "data": {"pairs": "pairs.jsonl"},
+    "training": {"steps": 10_000_000},  # the most, because another node may give steps for a long warm-up
+}
 """What a complete config needs beside the settings that a node is checked with."""
 
 
@@ -55,9 +60,13 @@ def values_of(widgets: list[Widget], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def problem(values: dict[str, Any]) -> str | None:
-    """What is wrong with settings by themselves, or None."""
+    """What is wrong with settings by themselves, or None; what another settings node may still give is not missed."""
+    method = values.get("method", {}).get("type")
+    elsewhere = {
+        f.name: "given elsewhere" for g in form_groups() if g.path == ("method", method) for f in g.fields if f.required
+    }
     try:
-        build_config(merge_settings(ALONE, values))
+        build_config(merge_settings(ALONE, {"method": {"type": method, **elsewhere}} if method else {}, values))
     except MapoError as error:
         return str(error)
     return None
@@ -67,7 +76,8 @@ def rest_of(group: str, taken: set[str]) -> list[str]:
     """The settings of a group that no other node has, in the order of the config."""
     for one in form_groups():
         if ".".join(one.path) == group:
-            names = [f"{group}.{f.name}" for f in one.fields if not f.required]
+            own = one.path[:1] == ("method",)  # model.path and data.pairs are Train LoRA's
+            names = [f"{group}.{f.name}" for f in one.fields if own or not f.required]
             return [name for name in names if name not in taken]
     raise KeyError(group)
 

@@ -19,7 +19,7 @@ from ..mapo_core import (
     merge_settings,
     run_chart,
 )
-from ..mapo_core.pairs import PairSet, pairs_text
+from ..mapo_core.pairs import PairSet, pairs_text, require_scores
 from ..mapo_core.runs import (
     RunDir,
     create_run,
@@ -139,6 +139,8 @@ def find_or_create(config: TrainConfig, pairs: PairSet, resume: bool) -> RunDir:
     """The run of this very request on these very files: a finished one, one to go on with, or a new one."""
     if not pairs.pairs:
         raise ConfigError("There are no pairs to train on. Check the Preference Pairs node.")
+    if "chosen_score" in config.method.build("sdxl").needs:
+        require_scores(pairs.pairs, config.method.type)
     text = pairs_text(pairs.pairs)
     images = [path for pair in pairs.pairs for path in (pair.chosen, pair.rejected)]
     key = request_key(config.to_json(), text, images)

@@ -301,7 +301,7 @@ Published and common, but **not measured by us** on full-size models; look at th
 
 def demo() -> list[Column]:
     """The built-in model, on any machine."""
-    model = Node("MaPODemoModel", {"style": "cartoon", "steps": 400}, height=460)
+    model = Node("MaPODemoModel", {"style": "cartoon", "steps": 400}, height=560)
     trainer = train(DEMO, "demo style", model.out("pairs"), model.out("settings"))
     prompts = (
         "a red star on the left, blue background\na big orange tree, purple background\n"
@@ -326,7 +326,7 @@ What to see: the **margin** rises, and the lower rows of the sheet have dark out
 
 Run again: nothing is trained twice. Change the style or the steps, and it is another training.
 
-The LoRA lies in your loras folder under `mapo/`. It fits the built-in model only.
+The LoRA lies in your loras folder under **mapo/**. It fits the built-in model only.
 Next: the template *2 Style LoRA from one folder*.""",
         560,
     )
@@ -369,13 +369,13 @@ def style() -> list[Column]:
     read_me = note(
         f"""# Style LoRA from one folder (SDXL)
 
-1. Put 15 to 50 pictures of the style into the folder `input/my_style` of ComfyUI. Beside each, a `.txt` file of the
+1. Put 15 to 50 pictures of the style into the folder **input/my_style** of ComfyUI. Beside each, a **.txt** file of the
 same name says **what** is on it, without naming the style.
 2. Choose your SDXL checkpoint in **three** nodes: *Generate Rejected*, *Train LoRA*, *Load Checkpoint*.
 3. Press Run. The base model first draws a rejected picture for each of yours, then the training begins, then two
 pictures of one seed show the difference.
 
-`mystyle` is the trigger word; write it into your prompts.
+**mystyle** is the trigger word; write it into your prompts.
 
 {RECIPES}
 
@@ -407,8 +407,8 @@ def folders() -> list[Column]:
 
 For pictures that come in twos: one you want more of, one you want less of, **of the same prompt**.
 
-1. Put the good ones into `input/good` and the bad ones into `input/bad`, a pair under the same file name. Prompts come
-from a `.txt` file beside the good picture, or from what ComfyUI wrote into it.
+1. Put the good ones into **input/good** and the bad ones into **input/bad**, a pair under the same file name. Prompts
+come from a **.txt** file beside the good picture, or from what ComfyUI wrote into it.
 2. Choose your SDXL checkpoint in *Train LoRA*.
 3. Press Run. *Filter Pairs* drops what is there twice; read its report before a long training.
 4. *Compare* draws the validation prompts without and with the LoRA at two strengths.
@@ -462,8 +462,8 @@ The settings that need the least memory: one pair at a time, gradient checkpoint
 
 The report says how much memory the training used at most.
 
-Pictures: a folder `input/my_style` with `.txt` files, as in the template *2 Style LoRA from one folder*. Choose your
-SDXL checkpoint in *Generate Rejected* and in *Train LoRA*.
+Pictures: a folder **input/my_style** with **.txt** files, as in the template *2 Style LoRA from one folder*. Choose
+your SDXL checkpoint in *Generate Rejected* and in *Train LoRA*.
 
 The 4 pairs of a step are shown one after the other, so more of them cost time, not memory.""",
         620,
@@ -501,7 +501,7 @@ def sd15() -> list[Column]:
 
 As the template for SDXL, for the smaller model: 512 pixels, two pairs at a time.
 
-1. Pictures of the style into `input/my_style`, each with a `.txt` file that says what is on it.
+1. Pictures of the style into **input/my_style**, each with a **.txt** file that says what is on it.
 2. Choose your SD 1.5 checkpoint in **three** nodes: *Generate Rejected*, *Train LoRA*, *Load Checkpoint*.
 3. Press Run.
 
@@ -543,12 +543,12 @@ def checkpoints() -> list[Column]:
 
 A long training is stopped and taken up again, and the best of its states is not always the last.
 
-1. `input/good` and `input/bad` as in template 3; your SDXL checkpoint in *Train LoRA* and in *Load Checkpoint*.
+1. **input/good** and **input/bad** as in template 3; your SDXL checkpoint in *Train LoRA* and in *Load Checkpoint*.
 2. Press Run. **Cancel** whenever you like: the state is saved after the current step. **Run again**, with *resume if
 interrupted* on, goes on from there. (More steps, or another setting, are another training.)
 3. Every 250 steps a state is saved and the held-out pairs are measured; all eight are kept.
 4. *Compare* shows best and last at three strengths; below, the same seed with either in ComfyUI's own sampler. Any kept
-step can stand in place of `best` and `last`, for example `500`.
+step can stand in place of **best** and **last**, for example **500**.
 
 To look at an older training: take the link off *run* and choose one by name.
 

@@ -72,6 +72,46 @@ def test_methods_are_mathematics() -> None:
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in {"open", "print"}], path
 
 
+PUBLIC = {"mapo_core", "mapo_core.evaluate", "mapo_core.pairs", "mapo_core.runs"}
+COMFYUI = {"comfy", "comfy_extras", "execution", "folder_paths", "server", "aiohttp"}
+
+
+def public_names(package: str) -> set[str]:
+    import importlib
+
+    return set(importlib.import_module(package).__all__)
+
+
+def test_the_nodes_use_the_public_api_alone() -> None:
+    """What is public is listed in `__all__`; a submodule is not, and neither is a name with an underscore."""
+    for path in modules(ROOT / "nodes"):
+        for name, line in imported(path):
+            package, _, last = name.rpartition(".")
+            if name.startswith("mapo_core"):
+                public = name in PUBLIC or (package in PUBLIC and last in public_names(package))
+                assert public, f"{path.name}:{line} imports {name}, which is not public"
+
+
+def test_few_node_files_know_more_of_comfyui_than_its_node_api() -> None:
+    for path in modules(ROOT / "nodes"):
+        free = path.name in ("_comfy.py", "_routes.py")
+        for name, line in imported(path):
+            top = name.split(".")[0]
+            assert top not in COMFYUI or free, f"{path.name}:{line} imports {name}"
+            assert top != "comfy_api" or name.startswith("comfy_api.latest."), f"{path.name}:{line} imports {name}"
+            assert top not in FACES - COMFYUI - {"comfy_api", "nodes"}, f"{path.name}:{line} imports {name}"
+
+
+def test_the_nodes_are_imported_under_any_name() -> None:
+    """ComfyUI imports the pack under a name made from its path, so `import mapo_core` would find nothing there."""
+    for path in modules(ROOT / "nodes"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            own = [n for n in names if n.split(".")[0] in {"mapo_core", "nodes", "web", "scripts"}]
+            assert not own, f"{path.name}: {own} must be relative"
+
+
 def test_the_checks_above_see_relative_and_nested_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "mapo_core" / "runs"
     package.mkdir(parents=True)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 ADVICE = "run: python scripts/node_docs.py"
+OWN = {"mapo_core", "tokenizers"}  # tokenizers is a part of transformers
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}  # where a package is not called what it is imported as
 
 
@@ -50,9 +51,7 @@ def test_every_import_is_declared() -> None:
                 used |= {alias.name.split(".")[0]: path.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 used[node.module.split(".")[0]] = path.name
-    undeclared = {
-        n: where for n, where in used.items() if n not in {*sys.stdlib_module_names, *importable, "mapo_core"}
-    }
+    undeclared = {n: where for n, where in used.items() if n not in {*sys.stdlib_module_names, *importable, *OWN}}
     assert undeclared == {}
     assert importable - {*used, "pyarrow"} == set(), "declared, but not imported"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,16 @@ SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0}
 EVALUATION_SEED = 2024  # of the captions; the demo model's own evaluation uses others
 
 # Tuned by benchmarks/demo_methods.py, which also says what each method reaches: docs/benchmarks.md.
-LEARNING_RATES = {"mapo": 3e-3, "sft": 3e-3, "diffusion_dpo": 1e-3}
+LEARNING_RATES = {
+    "mapo": 3e-3,
+    "sft": 3e-3,
+    "diffusion_dpo": 1e-3,
+    "dco": 3e-3,
+    "dreambooth": 3e-3,
+    "inpo": 3e-4,
+    "smpo": 3e-4,
+}
+METHOD_SETTINGS = {"dreambooth": {"class_prompt": "a star, white background", "class_images": 24}}
 STEPS = 400
 
 
@@ -75,7 +84,7 @@ def demo_values(name: str, method: str = "mapo", steps: int | None = None, seed:
         "seed": seed,
         "model": {"path": "demo"},
         "data": {"pairs": "pairs.jsonl", "held_out": 0.15},
-        "method": {"type": method},
+        "method": {"type": method, **METHOD_SETTINGS.get(method, {})},
         "adapter": {"rank": 16, "targets": ["attention", "feed_forward", "conv"]},
         "optimizer": {
             "learning_rate": LEARNING_RATES[method],
@@ -98,7 +107,9 @@ def demo_pairs(style: str, seed: int = 0, home: Path | None = None) -> PairSet:
     from ..pairs import pairs_from_folders
     from ..runs import mapo_home
 
-    return pairs_from_folders(*write_pictures((home or mapo_home()) / "demo" / f"{style}-{seed}", style, seed=seed))
+    found = pairs_from_folders(*write_pictures((home or mapo_home()) / "demo" / f"{style}-{seed}", style, seed=seed))
+    scores = {"chosen_score": 1.0, "rejected_score": 0.0}  # for SmPO
+    return replace(found, pairs=[pair.model_copy(update=scores) for pair in found.pairs])
 
 
 def create_demo_run(config: TrainConfig, style: str, home: Path | None = None) -> RunDir:

@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 
 from ..demo.classifier import load_classifier, score_pictures, to_batch
 from ..demo.scenes import STYLES, render, scene_of_caption, scenes
-from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,18 +55,26 @@ class DemoEmbedder:
 
 
 class DemoStyle:
-    """Probability that a picture is drawn in the style of the chosen images."""
+    """Probability that a picture is drawn in the wanted style.
+
+    Args:
+        references: pictures in that style; without any, the style is the one that the prompt names.
+    """
 
     name = "demo-style"
-    title = "style of the chosen images, probability"
+    title = "wanted style, probability"
 
-    def __init__(self, references: Sequence[Image.Image]) -> None:
+    def __init__(self, references: Sequence[Image.Image] = ()) -> None:
         self._classifier = load_classifier()
-        self.style = STYLES[int(self._styles(references).mean(dim=0).argmax())]
+        self.style = STYLES[int(self._styles(references).mean(dim=0).argmax())] if references else None
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        """[N], 0-1."""
-        return self._styles(images)[:, STYLES.index(self.style)].tolist()
+        """[N], 0-1; not a number where the style is neither shown nor named."""
+        wanted = [self.style or next((s for s in STYLES if f"{s} style" in p), None) for p in prompts]
+        found = self._styles(images)
+        return [
+            float("nan") if s is None else row[STYLES.index(s)].item() for s, row in zip(wanted, found, strict=True)
+        ]
 
     @torch.no_grad()
     def _styles(self, images: Sequence[Image.Image]) -> Tensor:
@@ -98,13 +105,5 @@ class DemoContent:
 
 
 def load(name: str, options: ScorerOptions) -> DemoStyle | DemoContent:
-    """One of the two scorers.
-
-    Raises:
-        ConfigError: the style scorer got no chosen image to learn the style from.
-    """
-    if name == "demo-content":
-        return DemoContent()
-    if not options.references:
-        raise ConfigError("Scorer demo-style needs chosen images to know the style from.")
-    return DemoStyle(options.references)
+    """One of the two scorers."""
+    return DemoContent() if name == "demo-content" else DemoStyle(options.references)

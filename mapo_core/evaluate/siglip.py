@@ -64,7 +64,7 @@ class SigLIP:
         """[B, 64]: in lower case, cut or padded, the end token kept."""
         rows: list[list[int]] = []
         for prompt in prompts:
-            ids = self._tokenizer.encode(prompt.lower()).ids
+            ids = self._tokenizer(prompt.lower())["input_ids"]
             ids = [*ids[: _LENGTH - 1], ids[-1]] if len(ids) > _LENGTH else ids
             rows.append([*ids, *[_PAD] * (_LENGTH - len(ids))])
         return torch.tensor(rows)
@@ -78,13 +78,10 @@ def load(name: str, options: ScorerOptions) -> SigLIP:
     """
     quiet_import_notices()
     path = find_weights(SOURCES[0], options.folders.get(SOURCES[0].name), options.download)
-    from tokenizers import Tokenizer
-    from transformers import SiglipModel
+    from transformers import PreTrainedTokenizerFast, SiglipModel
 
     from ..devices import preferred_device
 
     device = preferred_device(options.device)
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
     return SigLIP(load_pretrained(SiglipModel, path, device), tokenizer, device)

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from .base import Loss, MethodConfig
+from .base import Inversion, Loss, MethodConfig
+from .dco import DCOConfig, DCOLoss
 from .diffusion_dpo import DiffusionDPOConfig, DiffusionDPOLoss
+from .dreambooth import DreamBoothConfig, DreamBoothLoss
+from .inpo import InPOConfig, InPOLoss
 from .mapo import MaPOConfig, MaPOLoss
 from .sft import SFTConfig, SFTLoss
+from .smpo import SmPOConfig, SmPOLoss
 
-METHODS = {"mapo": MaPOConfig, "sft": SFTConfig, "diffusion_dpo": DiffusionDPOConfig}
+METHODS = {
+    "mapo": MaPOConfig,
+    "sft": SFTConfig,
+    "diffusion_dpo": DiffusionDPOConfig,
+    "dco": DCOConfig,
+    "dreambooth": DreamBoothConfig,
+    "inpo": InPOConfig,
+    "smpo": SmPOConfig,
+}
 
 __all__ = [
     "METHODS",
+    "DCOConfig",
+    "DCOLoss",
     "DiffusionDPOConfig",
     "DiffusionDPOLoss",
+    "DreamBoothConfig",
+    "DreamBoothLoss",
+    "InPOConfig",
+    "InPOLoss",
+    "Inversion",
     "Loss",
     "MaPOConfig",
     "MaPOLoss",
     "MethodConfig",
     "SFTConfig",
     "SFTLoss",
+    "SmPOConfig",
+    "SmPOLoss",
 ]

@@ -11,6 +11,8 @@ from .._settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .base import Inversion
+
 PUBLISHED_BETA = {"sdxl": 5000.0, "sd15": 2000.0, "demo": 2000.0}
 
 
@@ -31,6 +33,7 @@ class DiffusionDPOLoss:
     """-logsigmoid(u), u = -(beta/2) [(K_w - K_w_ref) - (K_l - K_l_ref)]; the reference is the base model."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "rejected_mse", "chosen_mse_ref", "rejected_mse_ref"})
+    inversion: Inversion | None = None
 
     def __init__(self, beta: float = 5000.0) -> None:
         self.beta = beta

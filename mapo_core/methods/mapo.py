@@ -20,6 +20,8 @@ from .._settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .base import Inversion
+
 _FIELDS = {"paper": ("beta",), "official": ("margin_weight", "link_scale", "logit_scale")}
 
 
@@ -77,6 +79,7 @@ class MaPOLoss:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "rejected_mse"})
+    inversion: Inversion | None = None
 
     def __init__(
         self,

@@ -9,6 +9,8 @@ from .._settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .base import Inversion
+
 
 class SFTConfig(Settings):
     """SFT has no settings of its own."""
@@ -24,6 +26,7 @@ class SFTLoss:
     """K_w: the chosen image's squared error."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse"})
+    inversion: Inversion | None = None
 
     def __call__(self, chosen_mse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss per pair [B]; no metrics beyond it."""

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from .drawn import draw_rejected
     from .findings import TITLES, Finding, LintReport
     from .folders import Match, pairs_from_folders, prompts_from_folder
-    from .generate import GenerationSettings, rejected_folder
+    from .generate import GenerationSettings, generate_rejected, rejected_folder
     from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, list_images, load_image, prepare_image
     from .lint import lint_pairs
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
     from .pair import PairSet, PreferencePair, pairs_hash, pairs_text, read_pairs, write_pairs
-    from .parquet import pairs_from_parquet
+    from .parquet import RowFilter, pairs_from_parquet
     from .prompts import read_prompts
+    from .scores import require_scores
     from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, set_folder, split_set
+    from .synthesize import SynthesisSettings, synthesize_pairs
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -37,10 +39,13 @@ __all__ = [
     "PairSet",
     "PreferencePair",
     "PromptFrom",
+    "RowFilter",
+    "SynthesisSettings",
     "add_to_set",
     "compose_prompt",
     "draw_rejected",
     "filter_set",
+    "generate_rejected",
     "image_size",
     "join_sets",
     "lint_pairs",
@@ -61,8 +66,10 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "rejected_folder",
+    "require_scores",
     "set_folder",
     "split_set",
+    "synthesize_pairs",
     "write_pairs",
 ]
 
@@ -71,15 +78,17 @@ _MODULES = {
     "drawn": ("draw_rejected",),
     "findings": ("TITLES", "Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
-    "generate": ("GenerationSettings", "rejected_folder"),
+    "generate": ("GenerationSettings", "generate_rejected", "rejected_folder"),
     "images": ("IMAGE_SUFFIXES", "MAX_PIXELS", "image_size", "list_images", "load_image", "prepare_image"),
     "lint": ("lint_pairs",),
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
     "pair": ("PairSet", "PreferencePair", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
-    "parquet": ("pairs_from_parquet",),
+    "parquet": ("RowFilter", "pairs_from_parquet"),
+    "scores": ("require_scores",),
     "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),
     "prompts": ("read_prompts",),
+    "synthesize": ("SynthesisSettings", "synthesize_pairs"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

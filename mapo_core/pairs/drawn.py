@@ -56,10 +56,11 @@ def draw_rejected(
     folder.mkdir(parents=True, exist_ok=True)
     made: list[PreferencePair] = []
     total = len(chosen) * settings.per_image
-    for number, item in enumerate(chosen):
+    for item in chosen:
         size = nearest_bucket(image_size(item.image), sizes)
         for n in range(settings.per_image):
-            seed = seed_of(settings.seed, "rejected", number, item.image.name, n) % 2**32
+            # not the place in the folder: a picture added to it must not change the seeds of the others
+            seed = seed_of(settings.seed, "rejected", item.image.name, n) % 2**32
             words = [item.prompt, seed, size, settings.num_inference_steps, settings.guidance_scale, model]
             key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
             path = folder / f"{item.image.stem}-{key}.png"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PairsError
 from .pair import PairSet, PreferencePair, build_pairs, read_pairs, read_text
-from .parquet import pairs_from_parquet
+from .parquet import RowFilter, pairs_from_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def read_pair_set(path: Path, images_dir: Path | None = None) -> PairSet:
+def read_pair_set(path: Path, images_dir: Path | None = None, keep: RowFilter | None = None) -> PairSet:
     """Read pairs from any file or folder that holds them: JSONL, CSV, or parquet (a file or a folder of files).
 
     Args:
         path: what to read.
         images_dir: where the images inside parquet files are unpacked; None: a folder of their own under `MAPO_HOME`,
             found again the next time.
+        keep: which rows of parquet files are wanted; of other files all are.
 
     Raises:
-        PairsError: as of `pairs_from_manifest` and `pairs_from_parquet`.
+        PairsError: as of `pairs_from_manifest` and `pairs_from_parquet`; or a filter for what is not parquet.
     """
     if path.is_dir() or path.suffix.lower() == ".parquet":
-        return pairs_from_parquet(path, images_dir or _unpacked(path))
+        return pairs_from_parquet(path, images_dir or _unpacked(path), keep=keep)
+    if keep not in (None, RowFilter()):
+        raise PairsError(f"Rows can be filtered in parquet files only, and {path} is none. Leave the filter out.")
     return pairs_from_manifest(path)
 
 
-def read_pair_source(path: Path) -> list[PreferencePair]:
+def read_pair_source(path: Path, keep: RowFilter | None = None) -> list[PreferencePair]:
     """The pairs of `read_pair_set`; what a person should know is logged as warnings."""
-    found = read_pair_set(path)
+    found = read_pair_set(path, keep=keep)
     for finding in found.findings:
         logger.warning("%s", finding.message)
     return found.pairs

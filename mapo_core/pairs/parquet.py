@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PairsError
@@ -22,12 +24,35 @@ _ROWS = 32  # rows turned into Python objects at a time
 _BUFFER_BYTES = 2**20
 _LEFT_OUT = {
     "tie": "are ties",
+    "near tie": "have labels too near a tie",
+    "small": "have an image smaller than asked for",
     "unlabelled": "have no label, or labels that do not agree",
     "no image": "lack an image, or hold something else in its place",
 }
 
 
-def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows of a parquet file become pairs.
+
+    Attributes:
+        min_margin: how clear the label must be, abs(label_0 - label_1), 0-1; 1 keeps unanimous ones only.
+        min_side: shorter side that both images must have, pixels.
+        limit: stop after so many pairs; the rest of the files is not read.
+    """
+
+    min_margin: float = 0.0
+    min_side: int = 0
+    limit: int | None = None
+
+
+def pairs_from_parquet(
+    source: Path,
+    out_dir: Path,
+    *,
+    keep: RowFilter | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PairSet:
     """Read Pick-a-Pic-style parquet: columns jpg_0, jpg_1, label_0, caption, and label_1 and has_label if there.
 
     label_0 is 1 where jpg_0 is preferred, 0 where jpg_1 is, 0.5 for a tie. Each different image is written once, to
@@ -37,6 +62,7 @@ def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, 
     Args:
         source: a file, or a folder with `.parquet` files.
         out_dir: where images and parts go.
+        keep: which rows are wanted; None for all with a clear label. Images of other rows are not unpacked.
         progress: called with (rows done, rows in all) after each row group.
 
     Returns:
@@ -45,6 +71,7 @@ def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, 
     Raises:
         PairsError: pyarrow is missing, a file cannot be read or lacks a column, or no pair results.
     """
+    keep = keep or RowFilter()
     parquet = _pyarrow_parquet()
     files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     if not files:
@@ -59,13 +86,17 @@ def pairs_from_parquet(source: Path, out_dir: Path, *, progress: Callable[[int, 
     for file in files:
         with _open(parquet, file) as table:
             for group in range(table.num_row_groups):
-                part = _part(file, table, group, out_dir)
+                if keep.limit is not None and len(pairs) >= keep.limit:
+                    break
+                part = _part(file, table, group, out_dir, keep)
                 pairs += [_pair(record, out_dir) for record in part["pairs"]]
                 counts.update(part["left_out"])
                 done += table.metadata.row_group(group).num_rows
                 if progress:
                     progress(done, total)
-    findings = [_left_out(reason, counts[reason], total) for reason in _LEFT_OUT if counts[reason]]
+    if keep.limit is not None:
+        pairs = pairs[: keep.limit]
+    findings = [_left_out(reason, counts[reason], done) for reason in _LEFT_OUT if counts[reason]]
     if not pairs:
         problems = [finding.message for finding in findings]
         raise PairsError(f"No pair results from {source}: " + (" ".join(problems) or "there are no rows."), problems)
@@ -94,24 +125,25 @@ def _open(parquet: Any, file: Path) -> Any:
     return table
 
 
-def _part(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any]:
+def _part(file: Path, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
     """The pairs of one row group, from an earlier run where that finished it."""
     state = file.stat()
-    key = hashlib.sha256(f"{file.absolute()} {state.st_size} {state.st_mtime_ns}".encode(errors="replace")).hexdigest()
+    text = f"{file.absolute()} {state.st_size} {state.st_mtime_ns} {keep.min_margin} {keep.min_side}"
+    key = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     path = out_dir / "parts" / f"{key[:16]}-{group:05}.json"
     if path.is_file():
         part = json.loads(path.read_bytes())
         if all((out_dir / record[role]).is_file() for record in part["pairs"] for role in ("chosen", "rejected")):
             return part
     try:
-        part = _convert(file, table, group, out_dir)
+        part = _convert(file, table, group, out_dir, keep)
         _write_new(path, json.dumps(part, ensure_ascii=False).encode())
     except (OSError, ValueError) as error:  # the second from pyarrow, on damaged pages
         raise PairsError(f"Cannot go on with {file}: {error}. Check the file and the space in {out_dir}.") from error
     return part
 
 
-def _convert(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any]:
+def _convert(file: Path, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
     first = sum(table.metadata.row_group(g).num_rows for g in range(group))
     columns = [*_REQUIRED, *(name for name in _OPTIONAL if name in table.schema_arrow.names)]
     batches = table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns)
@@ -119,7 +151,7 @@ def _convert(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any
     records: list[dict[str, str]] = []
     left_out: Counter[str] = Counter()
     for number, row in enumerate(rows, start=first + 1):
-        record = _record(row, out_dir)
+        record = _record(row, out_dir, keep)
         if isinstance(record, str):
             left_out[record] += 1
         else:
@@ -127,7 +159,7 @@ def _convert(file: Path, table: Any, group: int, out_dir: Path) -> dict[str, Any
     return {"pairs": records, "left_out": left_out}
 
 
-def _record(row: dict[str, Any], out_dir: Path) -> dict[str, str] | str:
+def _record(row: dict[str, Any], out_dir: Path, keep: RowFilter) -> dict[str, str] | str:
     """A pair with image paths below `out_dir`, or the reason why the row gives none."""
     label, other = row["label_0"], row.get("label_1")
     if label is None or row.get("has_label") is False or not 0 <= label <= 1:
@@ -136,10 +168,14 @@ def _record(row: dict[str, Any], out_dir: Path) -> dict[str, str] | str:
         return "unlabelled"
     if abs(label - 0.5) < 1e-6:
         return "tie"
+    if abs(2 * label - 1) < keep.min_margin - 1e-6:
+        return "near tie"
     images = [_image_bytes(row[name]) for name in (("jpg_0", "jpg_1") if label > 0.5 else ("jpg_1", "jpg_0"))]
     suffixes = [_suffix(content) for content in images]
     if not all(suffixes):
         return "no image"
+    if keep.min_side and min(_side(content) for content in images) < keep.min_side:
+        return "small"
     chosen, rejected = (_store(c, s, out_dir) for c, s in zip(images, suffixes, strict=True))
     return {"prompt": " ".join((row["caption"] or "").split()), "chosen": chosen, "rejected": rejected}
 
@@ -155,6 +191,17 @@ def _suffix(content: bytes) -> str:
         return ".webp"
     starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
     return next((suffix for start, suffix in starts.items() if content.startswith(start)), "")
+
+
+def _side(content: bytes) -> int:
+    """Shorter side, pixels, from the header; 0 where it has none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return min(image.size)
+    except (OSError, ValueError):
+        return 0
 
 
 def _store(content: bytes, suffix: str, out_dir: Path) -> str:
@@ -181,5 +228,5 @@ def _pair(record: dict[str, str], out_dir: Path) -> PreferencePair:
 
 
 def _left_out(reason: str, count: int, total: int) -> Finding:
-    level = "note" if reason == "tie" else "warning"
+    level = "note" if reason in {"tie", "near tie", "small"} else "warning"
     return Finding(level, "rows-left-out", f"{count} of {total} rows {_LEFT_OUT[reason]} and were left out.")

@@ -75,9 +75,9 @@ class Comfy:
             time.sleep(0.2)
         raise AssertionError(f"prompt {prompt_id} did not end\n{self.log[-3000:]}")
 
-    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+    def run(self, prompt: dict[str, Any], timeout_s: float = 600.0) -> dict[str, Any]:
         """Queue a prompt and give the outputs of its nodes; it must succeed."""
-        entry = self.wait(self.queue(prompt))
+        entry = self.wait(self.queue(prompt), timeout_s)
         assert entry["status"]["status_str"] == "success", entry["status"]
         return entry["outputs"]
 

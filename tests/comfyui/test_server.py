@@ -173,6 +173,7 @@ def test_wrong_inputs_are_explained(comfy: Comfy) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy) -> None:
     name = "random sd15.safetensors"
     write_random_checkpoint("sd15", comfy.base / "models" / "checkpoints" / name)
@@ -184,7 +185,15 @@ def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy
             "validation.prompts = a star\nvalidation.num_inference_steps = 2"
         },
     }
+    for number in range(4):
+        for side, colour in (("sd chosen", (255, 60 * number, 0)), ("sd rejected", (0, 60 * number, 255))):
+            (comfy.base / "input" / side).mkdir(exist_ok=True)
+            picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+            Image.blend(picture, Image.new("RGB", (64, 64), colour), 0.7).save(
+                comfy.base / "input" / side / f"a star {number}.png"
+            )
     prompt = demo_prompt("full size", 2, checkpoint=name, settings=["9", 0])
+    prompt["1"] = folders(comfy, "sd chosen", "sd rejected")["1"]
     prompt |= {
         "9": settings,
         "3": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}},
@@ -200,12 +209,46 @@ def test_a_full_size_sd15_lora_loads_completely_in_the_stock_loader(comfy: Comfy
         },
     }
     prompt |= sampled("with", ["4", 0], ["4", 1]) | sampled("without", ["3", 0], ["3", 1])
-    outputs = comfy.run(prompt)
+    prompt |= {
+        "own": {
+            "class_type": "MaPOLoadLoRA",
+            "inputs": {
+                "model": ["3", 0],
+                "clip": ["3", 1],
+                "run_name": "newest",
+                "run": ["2", 2],
+                "checkpoint": "best",
+                "strength_model": 1.0,
+                "strength_clip": 1.0,
+            },
+        },
+        "drawn": {
+            "class_type": "MaPOGenerateRejected",
+            "inputs": {
+                "chosen": "sd chosen",
+                "checkpoint": "use the wired model",
+                "prompt": "a star",
+                "trigger": "",
+                "per_image": 1,
+                "steps": 1,
+                "cfg": 1.0,
+                "seed": 0,
+                "model": ["3", 0],
+                "clip": ["3", 1],
+                "vae": ["3", 2],
+                "settings": ["9", 0],
+            },
+        },
+    }
+    prompt |= sampled("own", ["own", 0], ["own", 1])
+    outputs = comfy.run(prompt, timeout_s=1500)
     pictures = [
         Image.open(comfy.base / "temp" / outputs[f"{n} picture"]["images"][0]["filename"]).tobytes()
-        for n in ("with", "without")
+        for n in ("with", "without", "own")
     ]
     assert pictures[0] != pictures[1]
+    assert pictures[0] == pictures[2]  # our loader and the stock one
+    assert len(list((comfy.base / "output" / "mapo" / "rejected").glob("sd chosen*/*.png"))) == 4
     assert "not loaded" not in comfy.log
     assert json.loads((comfy.runs / "full size" / "config.json").read_text())["training"]["steps"] == 2
 
@@ -229,3 +272,103 @@ def sampled(name: str, model: list[Any], clip: list[Any]) -> Prompt:
         f"{name} pixels": {"class_type": "VAEDecode", "inputs": {"samples": [f"{name} sampler", 0], "vae": ["3", 2]}},
         f"{name} picture": {"class_type": "PreviewImage", "inputs": {"images": [f"{name} pixels", 0]}},
     }
+
+
+def test_the_other_nodes_work_on_the_demo_model(comfy: Comfy) -> None:
+    """Pairs from images, join, split, filter, rejected images of the base model, mismatch, evaluation, settings."""
+    images = comfy.base / "input" / "only chosen"
+    images.mkdir(exist_ok=True)
+    for number, colour in enumerate(("red", "green", "blue", "yellow")):
+        picture = Image.new("RGB", (64, 64), "white")
+        picture.paste(colour, (8 + 4 * number, 8, 40 + 4 * number, 40))
+        picture.save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text(f"a {colour} square", encoding="utf-8")
+    colours = {"width": 64, "height": 64, "batch_size": 2}
+    prompt = {
+        "red": {"class_type": "EmptyImage", "inputs": {**colours, "color": 0xFF0000}},
+        "blue": {"class_type": "EmptyImage", "inputs": {**colours, "color": 0x0000FF}},
+        "named": {
+            "class_type": "MaPOPairsFromImages",
+            "inputs": {"chosen": ["red", 0], "rejected": ["blue", 0], "prompts": "a square", "set_name": "votes"},
+        },
+        "made": {
+            "class_type": "MaPOGenerateRejected",
+            "inputs": {
+                "chosen": "only chosen",
+                "checkpoint": "demo (built in)",
+                "prompt": "",
+                "trigger": "",
+                "per_image": 2,
+                "steps": 4,
+                "cfg": 3.0,
+                "seed": 0,
+            },
+        },
+        "joined": {"class_type": "MaPOJoinPairs", "inputs": {"pairs_1": ["named", 0], "pairs_2": ["made", 0]}},
+        "split": {"class_type": "MaPOSplitPairs", "inputs": {"pairs": ["joined", 0], "share": 0.4, "seed": 0}},
+        "kept": {
+            "class_type": "MaPOFilterPairs",
+            "inputs": {
+                "pairs": ["split", 0],
+                "drop_repeated": True,
+                "drop_near_duplicates": False,
+                "drop_nearly_identical": False,
+                "drop_contradictory": False,
+                "drop_low_resolution": False,
+                "drop_much_cropped": False,
+                "drop_without_prompt": True,
+                "check_resolution": 64,
+            },
+        },
+        "mismatch": {
+            "class_type": "MaPOReferenceMismatch",
+            "inputs": {
+                "checkpoint": "demo (built in)",
+                "pairs": ["made", 0],
+                "count": 4,
+                "steps": 4,
+                "cfg": 3.0,
+                "embedder": "auto",
+            },
+        },
+        "text": {
+            "class_type": "MaPOSettingsText",
+            "inputs": {
+                "lines": "training.steps = 3\noptimizer.learning_rate = 1e-3  # a comment\n"
+                "adapter.targets = attention\nvalidation.num_inference_steps = 2\n"
+                "training.gradient_accumulation_steps = 1"
+            },
+        },
+        "train": {
+            "class_type": "MaPOTrainLoRA",
+            "inputs": {
+                "checkpoint": "demo (built in)",
+                "pairs": ["kept", 0],
+                "name": "others",
+                "seed": 3,
+                "resume": True,
+                "settings": ["text", 0],
+            },
+        },
+        "evaluate": {
+            "class_type": "MaPOEvaluate",
+            "inputs": {
+                "run_name": "newest",
+                "run": ["train", 2],
+                "checkpoint": "last",
+                "scorers": "auto",
+                "prompts": "a red square\na blue circle",
+                "count": 2,
+                "seeds": 2,
+            },
+        },
+    }
+    outputs = comfy.run(prompt)
+    assert "1 pairs added, 1 in the set" in outputs["named"]["mapo_text"][0]  # both pictures of the batch are the same
+    assert len(list((comfy.base / "output" / "mapo" / "rejected").rglob("*.png"))) == 8
+    assert "Reference mismatch of demo" in outputs["mismatch"]["mapo_text"][0]
+    assert "win rate" in outputs["evaluate"]["mapo_text"][0]
+    config = json.loads((comfy.runs / "others" / "config.json").read_text(encoding="utf-8"))
+    assert config["training"]["steps"] == 3
+    assert config["optimizer"]["learning_rate"] == 1e-3
+    assert config["seed"] == 3

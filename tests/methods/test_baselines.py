@@ -9,6 +9,8 @@ import torch
 
 from mapo_core.methods import METHODS, DiffusionDPOConfig, DiffusionDPOLoss, SFTLoss
 
+NECESSARY = {"dreambooth": {"class_prompt": "a photo of a dog"}}
+
 
 def test_sft_is_the_chosen_error() -> None:
     loss, metrics = SFTLoss()(torch.tensor([0.1, 0.4]))
@@ -38,8 +40,10 @@ def test_published_betas() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_returns_a_finite_loss_per_pair_that_falls_with_the_chosen_error(name: str) -> None:
-    method = METHODS[name]().build("sdxl")
-    errors = {n: torch.full((3,), 0.05, requires_grad=not n.endswith("_ref")) for n in method.needs}
+    method = METHODS[name](**NECESSARY.get(name, {})).build("sdxl")
+    given = {"rejected_score": 0.0, "chosen_score": 1.0}
+    fixed = ("_ref", "_base", "_score")
+    errors = {n: torch.full((3,), given.get(n, 0.05), requires_grad=not n.endswith(fixed)) for n in method.needs}
     loss, metrics = method(**errors)
     assert loss.shape == (3,)
     assert torch.isfinite(loss).all()

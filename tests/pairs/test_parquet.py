@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
         pairs_from_parquet(source, tmp_path / "out", progress=interrupt)
     groups: list[int] = []
     convert = module._convert
-    monkeypatch.setattr(module, "_convert", lambda f, t, g, o: groups.append(g) or convert(f, t, g, o))
+    monkeypatch.setattr(module, "_convert", lambda f, t, g, o, k: groups.append(g) or convert(f, t, g, o, k))
     found = pairs_from_parquet(source, tmp_path / "out")
     assert groups == [2, 3]
     fresh = pairs_from_parquet(source, tmp_path / "fresh")

@@ -93,12 +93,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawn_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Twelve pairs: the same scene in neon and plainly; four of them are wide."""
+def drawn_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Twelve pairs with scores: the same scene in neon and plainly; four of them are wide."""
     folder = tmp_path_factory.mktemp("pictures")
-    records: list[dict[str, str]] = []
+    records: list[dict[str, Any]] = []
     for i, scene in enumerate(itertools.islice(scenes(7, held_out=False), 12)):
-        record = {"prompt": scene.caption}
+        record: dict[str, Any] = {"prompt": scene.caption, "chosen_score": 22 + i / 6, "rejected_score": 20 - i / 12}
         for side, style in (("chosen", "neon"), ("rejected", "plain")):
             picture = render(scene, style, 48)
             path = folder / f"{side}-{i}.png"

@@ -27,6 +27,10 @@ METHODS = {
     "mapo": {"type": "mapo", "logit_scale": 100.0},
     "sft": {"type": "sft"},
     "diffusion_dpo": {"type": "diffusion_dpo", "beta": 100.0},
+    "dco": {"type": "dco", "beta": 50.0},
+    "dreambooth": {"type": "dreambooth", "class_prompt": "a star", "class_images": 3},
+    "inpo": {"type": "inpo", "beta": 50.0, "inversion_steps": 4},
+    "smpo": {"type": "smpo", "beta": 50.0, "gamma": 2.0, "inversion_steps": 3},
 }
 MAIN = Path(__file__).parents[2] / "mapo_core" / "__main__.py"
 
@@ -47,7 +51,7 @@ def test_one_batch_of_four_equals_four_of_one(new_run: Run, method: str) -> None
         weights.append(lora_of(run, step=1))  # later steps multiply the rounding errors of the ones before
         losses.append([e["loss"] for e in read_events(run.events) if e["type"] == "step"])
     # DPO's gradient is the difference of two nearly equal ones, so its relative rounding error is larger.
-    bound = 2e-5 if method == "diffusion_dpo" else 1e-5
+    bound = 2e-5 if method in {"diffusion_dpo", "inpo", "smpo"} else 1e-5
     for other in (0, 1):
         assert relative_difference(weights[other], weights[2]) < bound
         assert losses[other] == pytest.approx(losses[2], rel=1e-5)
