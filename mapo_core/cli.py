@@ -23,10 +23,13 @@ EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folde
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what it says."""
+    from .families._quiet import quiet_import_notices
+
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["job"]:  # the child side of runs.run_job, not for people
         from .jobs import job_child
 
+        quiet_import_notices()
         return job_child(words[1])
     rest, settings = split_settings(words)
     known = build_parser().parse_args(rest)
@@ -35,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: mapo {known.command} takes no settings such as --{settings[0][0]}.", file=sys.stderr)
         return 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    quiet_import_notices()
     from .families._quiet import quiet_import_notices
 
     quiet_import_notices()

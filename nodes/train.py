@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..mapo_core import (
@@ -127,7 +127,7 @@ class TrainLoRA(io.ComfyNode):
                 train_in_node(run, cls.hidden.unique_id, config.training.steps)
             finally:
                 keep_lora(run, name)
-        return finished(cls, run, name)
+        return finished(run, name)
 
 
 def numbered(run_name: str, name: str) -> bool:
@@ -165,7 +165,7 @@ def keep_lora(run: RunDir, name: str) -> str | None:
     return _comfy.publish_lora(lora, name) if lora.exists() else None
 
 
-def finished(cls: type[io.ComfyNode], run: RunDir, name: str) -> io.NodeOutput:
+def finished(run: RunDir, name: str) -> io.NodeOutput:
     """What the node gives for a run that has ended with a LoRA."""
     lora_name = keep_lora(run, name)
     if lora_name is None:
@@ -174,9 +174,8 @@ def finished(cls: type[io.ComfyNode], run: RunDir, name: str) -> io.NodeOutput:
     sheets = [run.path / path for path in run_history(run).samples]
     sheet = Image.open(sheets[-1]) if sheets else Image.new("RGB", (64, 64))
     samples = _comfy.to_tensor([sheet.convert("RGB")])
-    shown = ui.PreviewImage(samples, cls=cls).as_dict()
     lora = _comfy.load_lora_state(run.export / f"{run.name}.safetensors")
-    ui_values = {**shown, "mapo_run": [run.name], "mapo_lora": [lora_name]}
+    ui_values = {"mapo_run": [run.name], "mapo_lora": [lora_name]}  # the page draws chart and pictures from the run
     return io.NodeOutput(lora_name, lora, run, chart, samples, ui=ui_values)
 
 

@@ -27,7 +27,12 @@ function guarded(what, action) {
   }
 }
 
-const rootGraph = () => app.rootGraph ?? app.graph;
+const page = {
+  rootGraph: () => app.rootGraph ?? app.graph,
+  openGraph: () => app.canvas?.graph,
+  changed: () =>
+    guarded("keeping the node's run", () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()),
+};
 
 function watchTheme() {
   const observer = new MutationObserver(redrawPanels);
@@ -39,7 +44,7 @@ function watchTheme() {
 // At once, because ComfyUI warns of messages that nobody listens to; what comes too early is read from the server later.
 guarded("the live chart", () =>
   api.addEventListener("mapo.progress", ({ detail }) => {
-    if (ready) guarded("the live chart", () => onProgress(rootGraph(), detail));
+    if (ready) guarded("the live chart", () => onProgress(page, detail));
   }),
 );
 
@@ -51,15 +56,15 @@ guarded("the front end", () =>
       guarded("the live chart", () => {
         ready = true;
         watchTheme();
-        return takeUp(rootGraph(), server);
+        return takeUp(page, server);
       });
       guarded("the runs tab", () => app.extensionManager.registerSidebarTab(sidebarTab(server, followAgain)));
     },
     nodeCreated(node) {
-      guarded("the chart in the node", () => dressNode(node, server, () => app.canvas?.graph));
+      guarded("the chart in the node", () => dressNode(node, server, page));
     },
     afterConfigureGraph() {
-      guarded("taking up running charts", () => takeUp(rootGraph(), server));
+      guarded("taking up running charts", () => takeUp(page, server));
     },
   }),
 );

@@ -16,31 +16,32 @@ const panels = new Set();
 
 /**
  * Add what belongs to a node; called once for every node that is made.
- * @param {() => object} openGraph the graph that the page shows, which may be a subgraph
+ * @param {{rootGraph: Function, openGraph: Function, changed: Function}} page the graph of the workflow; the graph that
+ *   is open, which may be a subgraph; tells ComfyUI that the workflow is another one than it has saved
  */
-export function dressNode(node, server, openGraph) {
+export function dressNode(node, server, page) {
   if (!node.comfyClass?.startsWith("MaPO")) return;
-  if (node.comfyClass === TRAIN_NODE) addPanel(node, server, openGraph);
+  if (node.comfyClass === TRAIN_NODE) addPanel(node, server, page);
   after(node, "onExecuted", (output) => {
-    if (output?.mapo_run?.length) showRun(node, String(output.mapo_run[0]));
-    if (output?.mapo_text?.length) showText(node, output.mapo_text.join("\n"), openGraph);
+    if (output?.mapo_run?.length) showRun(node, String(output.mapo_run[0]), page);
+    if (output?.mapo_text?.length) showText(node, output.mapo_text.join("\n"), page);
   });
 }
 
 /** Pass a message of the server on to the node that it is about. */
-export function onProgress(rootGraph, { node: id, run, events }) {
-  const node = findNode(rootGraph, id);
+export function onProgress(page, { node: id, run, events }) {
+  const node = findNode(page.rootGraph(), id);
   const panel = node && panelOf.get(node);
   if (!panel || !run) return;
-  remember(node, run);
+  remember(node, run, page);
   panel.apply(run, events);
 }
 
 /** Show the runs that are being trained right now in their nodes, after the page was loaded again. */
-export async function takeUp(rootGraph, server) {
+export async function takeUp(page, server) {
   for (const { node: id, run } of await server.active()) {
-    const node = findNode(rootGraph, id);
-    if (node) showRun(node, run);
+    const node = findNode(page.rootGraph(), id);
+    if (node) showRun(node, run, page);
   }
 }
 
@@ -67,11 +68,11 @@ export function findNode(rootGraph, id) {
   return node;
 }
 
-function addPanel(node, server, openGraph) {
+function addPanel(node, server, page) {
   const panel = new RunPanel(server, HINT);
   panelOf.set(node, panel);
   panels.add(panel);
-  addElement(node, "mapo_panel", panel.element, PANEL_HEIGHT, openGraph);
+  addElement(node, "mapo_panel", panel.element, PANEL_HEIGHT, page);
   after(node, "onConfigure", () => panel.bind(node.properties?.[REMEMBERED]));
   after(node, "onRemoved", () => {
     panels.delete(panel);
@@ -79,38 +80,40 @@ function addPanel(node, server, openGraph) {
   });
 }
 
-function showRun(node, run) {
+function showRun(node, run, page) {
   const panel = panelOf.get(node);
   if (!panel) return;
-  remember(node, run);
+  remember(node, run, page);
   panel.bind(run);
 }
 
-/** A saved workflow finds its curves again. */
-function remember(node, run) {
+/** A saved workflow, and the one that the page keeps for itself, find their curves again. */
+function remember(node, run, page) {
   node.properties ??= {};
+  if (node.properties[REMEMBERED] === run) return;
   node.properties[REMEMBERED] = run;
+  page.changed();
 }
 
-function showText(node, text, openGraph) {
+function showText(node, text, page) {
   let area = node.mapoText;
   if (!area) {
     area = make("textarea", "mapo mapo-text", { readonly: true, spellcheck: "false", "aria-label": `Report of ${node.title}` });
     keepEvents(area, "pointerdown", "mousedown", "keydown", "wheel", "contextmenu");
     node.mapoText = area;
-    addElement(node, "mapo_text", area, TEXT_HEIGHT, openGraph);
+    addElement(node, "mapo_text", area, TEXT_HEIGHT, page);
     grow(node);
   }
   area.value = text;
 }
 
 /** A widget that shows an element, takes all the room that is left in the node, and is not saved. */
-function addElement(node, name, element, minHeight, openGraph) {
+function addElement(node, name, element, minHeight, page) {
   element.style.minHeight = `${minHeight - MARGIN}px`; // Vue nodes ask for no other height
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false; // the option alone is not enough: positional widget values would shift
-  const timer = setInterval(() => putIntoBody(node, element, minHeight, openGraph), MOUNT_MS);
+  const timer = setInterval(() => putIntoBody(node, element, minHeight, page), MOUNT_MS);
   after(node, "onRemoved", () => clearInterval(timer));
 }
 
@@ -118,8 +121,8 @@ function addElement(node, name, element, minHeight, openGraph) {
  * The first Vue nodes (front end 1.27) leave out widgets that are elements. Where the page shows the node without its
  * element, the element goes to the end of the node's body; a front end that shows it later just takes it from there.
  */
-function putIntoBody(node, element, minHeight, openGraph) {
-  if (element.isConnected || document.hidden || !node.graph || node.graph !== openGraph()) return;
+function putIntoBody(node, element, minHeight, page) {
+  if (element.isConnected || document.hidden || !node.graph || node.graph !== page.openGraph()) return;
   const body = document.querySelector(`[data-testid="node-body-${CSS.escape(String(node.id))}"]`);
   if (!body) return;
   const holder = make("div", "mapo-holder", {}, element);

@@ -35,7 +35,7 @@ const CSS = `
 .mapo-message { color: var(--mapo-faint); overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical;
   -webkit-line-clamp: 2; overflow-wrap: anywhere; flex: none; user-select: text; }
 .mapo-message.mapo-bad { color: var(--mapo-bad); }
-.mapo-message.mapo-warning { color: var(--mapo-wait); }
+.mapo-message.mapo-warning { color: color-mix(in srgb, var(--mapo-wait) 75%, var(--mapo-ink)); }
 .mapo-buttons { display: flex; flex-wrap: wrap; gap: 5px; flex: none; }
 .mapo-button { flex: 1 1 auto; padding: 4px 8px; font: inherit; white-space: nowrap; cursor: pointer; border-radius: 5px;
   color: var(--mapo-ink); background: var(--mapo-back); border: 1px solid var(--mapo-line); }
@@ -62,7 +62,7 @@ const CSS = `
 .mapo-tab-list { flex: 1; min-height: 0; overflow-y: auto; padding: 10px 12px; }
 .mapo-tab .mapo-hint { padding: 24px 12px; }
 .mapo-card { padding: 10px; margin-bottom: 10px; border: 1px solid var(--mapo-line); border-radius: 8px;
-  background: var(--mapo-back); display: flex; flex-direction: column; gap: 6px; }
+  background: color-mix(in srgb, var(--mapo-back) 45%, transparent); display: flex; flex-direction: column; gap: 6px; }
 .mapo-card .mapo-button { background: var(--comfy-menu-bg, #333); }
 .mapo-card-head { display: flex; gap: 8px; align-items: baseline; }
 .mapo-card-name { flex: 1; min-width: 0; font-weight: 600; overflow-wrap: anywhere; }
