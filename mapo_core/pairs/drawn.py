@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..buckets import bucket_sizes, nearest_bucket
 from ..errors import PairsError
-from ..noising import seed_of
 from ..runs import write_atomic
 from .generate import RECORD, GenerationSettings
 from .images import image_size
@@ -50,6 +49,8 @@ def draw_rejected(
     Raises:
         PairsError: there is nothing to draw for.
     """
+    from ..noising import seed_of
+
     if not chosen:
         raise PairsError("There is no chosen image to generate a rejected one for. Check the folder and scan again.")
     sizes = bucket_sizes(resolution, max(8, min(64, resolution // 8 // 8 * 8)), 2.0)
