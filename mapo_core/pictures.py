@@ -37,7 +37,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (left + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
-        text = caption
+        text = " ".join(caption.split())  # a line break cannot be measured
         while text and draw.textlength(text, font=font) > width:
             text = text[:-2]
         draw.text((left + column * (width + gap), 5), text, fill="black", font=font)

@@ -173,8 +173,10 @@ def compare_run(
             with lora_strength(model.unet, strength):
                 draw(False, (f"step {checkpoint_step(path)}, " if len(paths) > 1 else "") + f"strength {strength:g}")
     name = "compare_" + "_".join(f"{checkpoint_step(path):08d}" for path in paths[:4])
-    taken = len(list(run.samples.glob(f"{name}*.png")))
-    sheet = run.samples / (f"{name}.png" if not taken else f"{name}-{taken + 1}.png")
+    sheet, number = run.samples / f"{name}.png", 1
+    while sheet.exists():
+        number += 1
+        sheet = run.samples / f"{name}-{number}.png"
     save_image(contact_sheet(rows, titles, texts), sheet)
     return sheet
 

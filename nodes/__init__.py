@@ -35,10 +35,10 @@ def all_nodes() -> list[type[io.ComfyNode]]:
     for name in MODULES:
         try:
             found += importlib.import_module(f".{name}", __name__).NODES
-        except ImportError as error:
+        except Exception as error:  # the other nodes are not to suffer
             from ._missing import stand_ins
 
-            logger.warning("MaPO: the nodes of %s are off: %s", name, error)
+            logger.warning("MaPO: the nodes of %s are off", name, exc_info=error)
             found += stand_ins(name, error)
     return found
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import filecmp
+import functools
 import gc
 import hashlib
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as management
 import comfy.utils
@@ -21,7 +20,9 @@ from PIL import Image
 from server import PromptServer
 
 from ..mapo_core import ConfigError, ModelError, PairsError, RunError
-from ..mapo_core.runs import write_atomic
+
+if TYPE_CHECKING:
+    from ..mapo_core.pairs import PreferencePair
 
 DEMO = "demo (built in)"
 """What stands for the demo model in the list of checkpoints."""
@@ -105,6 +106,15 @@ def folder_state(folder: Path) -> list[tuple[str, int, int]]:
     )
 
 
+def images_state(pairs: list[PreferencePair]) -> str:
+    """Size and time of the images of pairs, as a hash."""
+    digest = hashlib.sha256()
+    for path in {path: None for pair in pairs for path in (pair.chosen, pair.rejected)}:
+        stat = path.stat() if path.exists() else None
+        digest.update(f"{path}{(stat.st_size, stat.st_mtime_ns) if stat else None}".encode())
+    return digest.hexdigest()
+
+
 def lora_folder() -> Path:
     """Where LoRAs are put: `mapo` in the first loras folder.
 
@@ -120,8 +130,8 @@ def lora_folder() -> Path:
 def publish_lora(path: Path, name: str | None = None) -> str:
     """Copy a LoRA into the loras folder and give the name under which the stock loaders list it.
 
-    A file with the same content is left as it is. An earlier copy of the same file of a run, which has been trained
-    on since, is replaced; any other file keeps its name, and this one gets a number.
+    A file with the same content is left as it is; no other file is ever replaced, not even an earlier copy of the
+    same run: the stock loader keeps what it has loaded by name and would not notice.
 
     Args:
         path: the LoRA in its run's export folder.
@@ -129,33 +139,37 @@ def publish_lora(path: Path, name: str | None = None) -> str:
     """
     folder = lora_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    stem, content = name or path.stem, _sha256(path)
-    record = path.with_suffix(".published.json")  # stem -> hash of the copy that was made under it
-    copies: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    stem = name or path.stem
     number, target = 1, folder / f"{stem}{path.suffix}"
-    while target.exists() and _sha256(target) not in (content, copies.get(target.stem)):
+    while target.exists() and not _same(target, path):
         number += 1
         target = folder / f"{stem}-{number}{path.suffix}"
-    if not target.exists() or _sha256(target) != content:
+    if not target.exists():
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.copyfile(path, temporary)
         temporary.replace(target)
-    write_atomic(record, json.dumps({**copies, target.stem: content}) + "\n")
     return str(target.relative_to(folder.parent))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def published_name(path: Path) -> str | None:
     """The name of a LoRA's copy in the loras folder, or None if there is none with the same content."""
     folder = lora_folder()
     for target in sorted(folder.glob(f"*{path.suffix}")) if path.exists() else []:
-        if filecmp.cmp(path, target, shallow=False):
+        if _same(target, path):
             return str(target.relative_to(folder.parent))
     return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    a, b = one.stat(), other.stat()
+    return a.st_size == b.st_size and _sha256(one, a.st_size, a.st_mtime_ns) == _sha256(other, b.st_size, b.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Hash of a file, read once for each size and time that it had."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -188,9 +202,17 @@ class Progress:
         self._node_id = node_id
         self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
 
-    def show(self, done: int, total: int, preview: Image.Image | None = None) -> None:
-        """Where things stand, with a preview picture if there is a new one."""
-        self._bar.update_absolute(done, max(total, 1), ("JPEG", preview, 512) if preview is not None else None)
+    def show(self, done: int, total: int, preview: Image.Image | None = None) -> Exception | None:
+        """Where things stand, with a preview picture if there is a new one.
+
+        Returns:
+            The interruption, if the user has pressed Cancel: ComfyUI's progress bar looks for it, too, and resets it.
+        """
+        try:
+            self._bar.update_absolute(done, max(total, 1), ("JPEG", preview, 512) if preview is not None else None)
+        except management.InterruptProcessingException as stop:
+            return stop
+        return None
 
 
 def send(event: str, **detail: Any) -> None:
@@ -247,15 +269,40 @@ def apply_lora(model: Any, clip: Any, path: Path, strength_model: float, strengt
     return comfy.sd.load_lora_for_models(model, clip, load_lora_state(path), strength_model, strength_clip)
 
 
-def model_identity(model: Any) -> str:
-    """What tells a wired model from another one, in this session and the next: some of its weights, and its patches."""
+def model_identity(model: Any, clip: Any, vae: Any) -> str:
+    """What tells wired models from others, in this session and the next: some of their weights, and all patches."""
     digest = hashlib.sha256()
-    weights = list(model.model.diffusion_model.named_parameters())
-    for name, weight in weights[:: max(1, len(weights) // 32)]:
-        digest.update(name.encode() + weight.detach().reshape(-1)[:16].float().cpu().numpy().tobytes())
-    for name, patches in sorted((str(k), v) for k, v in model.patches.items()):
-        digest.update(f"{name}{[(p[0], p[2]) for p in patches]}".encode())
+    for part in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model):
+        weights = list(part.named_parameters())
+        for name, weight in weights[:: max(1, len(weights) // 32)]:
+            digest.update(name.encode() + _first(weight))
+    for patcher in (model, clip.patcher):
+        for name, patches in sorted((str(k), v) for k, v in patcher.patches.items()):
+            digest.update(name.encode())
+            for patch in patches:
+                digest.update(repr([p for p in patch if isinstance(p, int | float | str)]).encode())
+                for tensor in _tensors(patch):
+                    digest.update(_first(tensor))
+        digest.update(repr(sorted(map(str, patcher.object_patches))).encode())
     return f"wired {type(model.model).__name__} {digest.hexdigest()[:16]}"
+
+
+def _first(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().reshape(-1)[:16].float().cpu().numpy().tobytes()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in a patch, which is a tuple, or an adapter object with its weights."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in _tensors(v)]
+    return _tensors(getattr(value, "weights", ()))
+
+
+def native_side(model: Any) -> int:
+    """Side of the square pictures that a wired model was made for, pixels."""
+    return 1024 if type(model.model).__name__.startswith("SDXL") else 512
 
 
 def sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,15 @@ from ..mapo_core.runs import EventTail, RunHandle, attach, run_status, start_run
 from . import _comfy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..mapo_core.runs import Event, RunDir
 
 _SEND_EVERY_S = 0.25
 _POLL_S = 0.1
+_END_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 def train_in_node(run: RunDir, node_id: str, steps: int) -> None:
@@ -55,21 +61,34 @@ def _follow(handle: RunHandle, tail: EventTail, node_id: str, steps: int) -> Exc
                 cancelled = stop
             waiting += tail.poll()
             if waiting and (time.monotonic() - sent >= _SEND_EVERY_S or not alive):
-                _show(handle.run, waiting, bar, node_id, steps)
+                if stop := _show(handle.run, waiting, bar, node_id, steps):
+                    handle.stop()
+                    cancelled = stop
                 waiting, sent = [], time.monotonic()
             if not alive:
                 return cancelled
             time.sleep(_POLL_S)
     except BaseException:
-        handle.stop()
+        handle.request("stop")
         handle.close()
+        handle.wait(_END_S)
         raise
 
 
-def _show(run: RunDir, events: list[Event], bar: _comfy.Progress, node_id: str, steps: int) -> None:
+def _opened(path: Path) -> Image.Image | None:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:  # deleted or damaged: no reason to stop a training
+        logger.warning("MaPO: no preview of %s: %s", path, error)
+        return None
+
+
+def _show(run: RunDir, events: list[Event], bar: _comfy.Progress, node_id: str, steps: int) -> Exception | None:
+    """Tell the page and the progress bar; gives the interruption that ComfyUI may raise there."""
     _comfy.send("mapo.progress", node=node_id, run=run.name, events=events)
     sheets = [run.path / e["path"] for e in events if e["type"] == "sample_saved"]
     last: dict[str, Any] = next((e for e in reversed(events) if e["type"] == "step"), {})
-    preview = Image.open(sheets[-1]).convert("RGB") if sheets else None
-    if last or preview:
-        bar.show(last.get("step") or run_status(run).step, steps, preview)
+    preview = _opened(sheets[-1]) if sheets else None
+    if not last and preview is None:
+        return None
+    return bar.show(last.get("step") or run_status(run).step, steps, preview)

@@ -19,7 +19,6 @@ from ..mapo_core.runs import JobStoppedError, run_job
 from . import _comfy
 
 WIRED = "use the wired model"
-DEFAULT_SIDE = 1024
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Pr
     missing = [name for name, part in (("model", model), ("clip", clip), ("vae", vae)) if part is None]
     if missing:
         raise ConfigError(f"Generate Rejected: wire {', '.join(missing)} in, or choose a checkpoint by name.")
-    side = request.settings.get("data", {}).get("resolution") or DEFAULT_SIDE
+    data = request.settings.get("data", {})
     cancelled = _comfy.InterruptCheck()
 
     def draw(prompt: str, seed: int, size: tuple[int, int]) -> Any:
@@ -84,8 +83,11 @@ def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Pr
         rejected_folder(request.folder),
         draw,
         GenerationSettings(request.steps, request.cfg, request.seed, request.per_image),
-        resolution=side,
-        model=_comfy.model_identity(model),
+        resolution=data.get("resolution") or _comfy.native_side(model),
+        bucket=data.get("bucket", True),
+        bucket_step=data.get("bucket_step"),
+        max_aspect=data.get("max_aspect", 2.0),
+        model=_comfy.model_identity(model, clip, vae),
         progress=bar.show,
     )
     return PairSet(made)

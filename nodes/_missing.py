@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 from comfy_api.latest import io
 
+METHOD_PREFIX = "MaPOMethod"  # of the nodes that there are for the methods, whose names are not in the source
 HERE = Path(__file__).resolve().parent
 
 
-def stand_ins(module: str, error: ImportError) -> list[type[io.ComfyNode]]:
+def stand_ins(module: str, error: Exception) -> list[type[io.ComfyNode]]:
     """A node for each id in the module's source; running it says what to install."""
     ids = node_ids(HERE / f"{module}.py")
     return [_stand_in(node_id, _advice(error)) for node_id in ids]
 
 
 def node_ids(path: Path) -> list[str]:
-    """The node ids that a module's source gives to `io.Schema` as plain text."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [
-        word.value.value
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-        for word in call.keywords
-        if word.arg == "node_id" and isinstance(word.value, ast.Constant) and isinstance(word.value.value, str)
-    ]
+    """The node ids in a module's source: all its texts that look like one."""
+    texts = [n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)]
+    found = [t for t in texts if isinstance(t, str) and re.fullmatch(r"MaPO[A-Z]\w+", t) and t != METHOD_PREFIX]
+    return list(dict.fromkeys(found))
 
 
-def _advice(error: ImportError) -> str:
+def _advice(error: Exception) -> str:
+    if not isinstance(error, ImportError):
+        return f"The node could not be loaded: {type(error).__name__}: {error}. ComfyUI's log has the whole story."
     name = error.name or "a package"
     requirements = HERE.parent / "requirements.txt"
     return (

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mapo_core import load_config
-from ..mapo_core.runs import JobStoppedError, RunDir, run_job
+from ..mapo_core.runs import JobStoppedError, RunDir, read_events, run_job
 from . import _comfy
-from ._choose import BEST, LAST, run_inputs, run_of, step_of
+from ._choose import BEST, run_inputs, run_of, step_of
 from ._types import LoraName
 
 
@@ -92,9 +92,9 @@ def newest_state(run_name: str, checkpoint: str) -> str:
 
 def lora_of_step(run: RunDir, step: int, node_id: str) -> Any:
     """The LoRA file of a checkpoint, written by a child process if it is not there yet."""
-    last = step_of(run, LAST)
+    ends = [e for e in read_events(run.events) if e["type"] in ("run_finished", "run_stopped")]
     finished = run.export / f"{run.name}.safetensors"
-    if step == last and finished.exists():
+    if ends and ends[-1].get("step") == step and finished.exists():  # written then, and not since
         return finished
     path = run.export / f"{run.name}-{step:08d}.safetensors"
     if not path.exists():

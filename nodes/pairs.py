@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..mapo_core import MapoError, pair_sheet
-from ..mapo_core.pairs import PairSet, RowFilter, add_to_set, lint_pairs, pairs_from_folders, read_pair_set
+from ..mapo_core.pairs import PairSet, RowFilter, add_to_set, lint_pairs, pairs_from_folders, read_pair_set, set_folder
 from . import _comfy, _generate
 from ._types import Pairs, Settings
 
@@ -145,8 +145,9 @@ class PairsFromFile(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, path: str, **others: object) -> str:
         place = _comfy.input_path(path, "path")
-        state = _comfy.folder_state(place) if place.is_dir() else place.stat().st_mtime_ns
-        return str([state, others])
+        if place.is_dir() or place.suffix.lower() == ".parquet":
+            return str([_comfy.folder_state(place) if place.is_dir() else place.stat().st_mtime_ns, others])
+        return str([_comfy.images_state(read_pair_set(place).pairs), place.stat().st_mtime_ns, others])
 
     @classmethod
     def execute(cls, path: str, limit: int, min_margin: float, check_resolution: int) -> io.NodeOutput:
@@ -181,6 +182,15 @@ class PairsFromImages(io.ComfyNode):
             outputs=[Pairs.Output("pairs", display_name="pairs"), io.String.Output("report", display_name="report")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, set_name: str | None = None) -> bool | str:
+        try:
+            if set_name is not None:
+                set_folder(set_name)
+        except MapoError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, chosen: object, rejected: object, prompts: str, set_name: str) -> io.NodeOutput:

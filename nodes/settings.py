@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from comfy_api.latest import io
@@ -82,7 +83,10 @@ class SettingsNode(io.ComfyNode):
         own = cls.own(given)
         if wrong := problem(own):
             raise ConfigError(wrong)
-        return io.NodeOutput(merge_settings(settings or {}, own))
+        merged = merge_settings(settings or {}, own)
+        if wrong := problem(merged):
+            raise ConfigError(wrong)
+        return io.NodeOutput(merged)
 
     @classmethod
     def own(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +200,7 @@ class SettingsText(SettingsNode):
             "lines",
             default="",
             multiline=True,
-            tooltip="One setting per line, for example: optimizer.learning_rate = 2e-5. Text after # is not read.",
+            tooltip="One setting per line, for example: optimizer.learning_rate = 2e-5. Text after a # between spaces is not read.",
         )
         schema.inputs = [text, *schema.inputs]
         return schema
@@ -205,7 +209,7 @@ class SettingsText(SettingsNode):
     def own(cls, given: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for number, line in enumerate(given["lines"].splitlines(), start=1):
-            words = line.partition("#")[0].strip()
+            words = re.split(r"(?:^|\s)#(?:\s|$)", line)[0].strip()  # "a house #3" is no comment
             if not words:
                 continue
             name, equals, value = words.partition("=")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,6 +11,7 @@ from PIL import Image
 from ..mapo_core import (
     ConfigError,
     MapoError,
+    RunError,
     TrainConfig,
     TrainingError,
     build_config,
@@ -23,6 +24,7 @@ from ..mapo_core.pairs import PairSet, pairs_text, require_scores
 from ..mapo_core.runs import (
     RunDir,
     create_run,
+    is_locked,
     list_runs,
     remember_request,
     request_key,
@@ -34,6 +36,7 @@ from . import _comfy
 from ._follow import train_in_node
 from ._types import LoraName, Pairs, Run, Settings
 
+GO_ON, USE, ANEW = "go on", "use what is there", "begin anew"
 _AGAIN = ("stopped", "interrupted", "created", "failed")
 
 
@@ -69,10 +72,11 @@ class TrainLoRA(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of everything random; another one trains anew.",
                 ),
-                io.Boolean.Input(
-                    "resume",
-                    default=True,
-                    tooltip="Go on where the same training was stopped or interrupted. Off: begin a new run.",
+                io.Combo.Input(
+                    "if_stopped",
+                    options=[GO_ON, USE, ANEW],
+                    default=GO_ON,
+                    tooltip="When the same training was stopped or interrupted before: go on from there, use the LoRA that was saved then, or begin a new run.",
                 ),
                 Settings.Input(
                     "settings", optional=True, tooltip="From the settings nodes; without them the published defaults."
@@ -102,14 +106,19 @@ class TrainLoRA(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, resume: bool, **others: object) -> str | float:
-        """A training that was stopped is gone on with by the next Run, though nothing in the workflow has changed."""
-        own = [run_status(run).state for run in list_runs() if resume and numbered(run.name, name)]
-        return float("nan") if any(state in _AGAIN for state in own) else ""
+    def fingerprint_inputs(cls, **given: Any) -> int:
+        """Changes when what the node gave last is not what it would give now: trained on, deleted, or to be gone on."""
+        return _RETURNED[widgets(given)].version(given.get("if_stopped") or GO_ON) if widgets(given) in _RETURNED else 0
 
     @classmethod
     def execute(
-        cls, checkpoint: str, pairs: PairSet, name: str, seed: int, resume: bool, settings: dict[str, Any] | None = None
+        cls,
+        checkpoint: str,
+        pairs: PairSet,
+        name: str,
+        seed: int,
+        if_stopped: str,
+        settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         _comfy.require_packages()
         config = build_config(
@@ -119,37 +128,93 @@ class TrainLoRA(io.ComfyNode):
                 {"data": {"pairs": "pairs.jsonl"}},
             )
         )
-        run = find_or_create(config, pairs, resume)
-        if run_status(run).state != "finished":
+        run = find_or_create(config, pairs, if_stopped)
+        if needs_training(run, if_stopped):
+            refuse_a_second(run)
             detect(config.model.path, config.model.family)
             _comfy.free_vram()
             try:
                 train_in_node(run, cls.hidden.unique_id, config.training.steps)
             finally:
                 keep_lora(run, name)
-        return finished(run, name)
+        given = {"checkpoint": checkpoint, "name": name, "seed": seed, "if_stopped": if_stopped}
+        out = finished(run, name)
+        _RETURNED.setdefault(widgets(given), Returned()).note(run)
+        return out
 
 
-def numbered(run_name: str, name: str) -> bool:
-    """Whether a run is called `name`, or `name-2`, `name-3`, ..."""
-    return re.fullmatch(re.escape(name) + r"(-\d+)?", run_name) is not None
+class Returned:
+    """What a node with certain widget values gave last, so that it runs again only when that has changed."""
+
+    def __init__(self) -> None:
+        self._version = 0
+        self._run: RunDir | None = None
+        self._state = ""
+
+    def note(self, run: RunDir) -> None:
+        """This run, in this state, is what was given."""
+        self._run, self._state = run, state_of(run)
+
+    def version(self, if_stopped: str) -> int:
+        """A number that grows once for each change."""
+        if self._run is not None:
+            now = state_of(self._run)
+            if now != self._state or (if_stopped != USE and now.startswith(_AGAIN)):
+                self._version, self._run = self._version + 1, None
+        return self._version
 
 
-def find_or_create(config: TrainConfig, pairs: PairSet, resume: bool) -> RunDir:
+_RETURNED: dict[tuple[Any, ...], Returned] = {}
+
+
+def widgets(given: dict[str, Any]) -> tuple[Any, ...]:
+    """The widget values by which a node is known again; linked ones are None."""
+    return tuple(given.get(name) for name in ("checkpoint", "name", "seed", "if_stopped"))
+
+
+def state_of(run: RunDir) -> str:
+    """State of a run and of its LoRA file; "gone" if either is."""
+    lora = run.export / f"{run.name}.safetensors"
+    if not run.config.exists() or not lora.exists():
+        return "gone"
+    return f"{run_status(run).state} {lora.stat().st_mtime_ns}"
+
+
+def needs_training(run: RunDir, if_stopped: str) -> bool:
+    """Whether a run is to be started or gone on with."""
+    state, lora = run_status(run).state, run.export / f"{run.name}.safetensors"
+    return state != "finished" and not (if_stopped == USE and state in _AGAIN and lora.exists())
+
+
+def refuse_a_second(run: RunDir) -> None:
+    """Two trainings at once would share the device's memory.
+
+    Raises:
+        RunError: another run is being trained.
+    """
+    busy = next((other for other in list_runs() if other.path != run.path and is_locked(other)), None)
+    if busy is not None:
+        raise RunError(
+            f"Run {busy.name} is being trained. Wait for it, or stop it in the MaPO tab, and press Run again."
+        )
+
+
+def find_or_create(config: TrainConfig, pairs: PairSet, if_stopped: str) -> RunDir:
     """The run of this very request on these very files: a finished one, one to go on with, or a new one."""
     if not pairs.pairs:
         raise ConfigError("There are no pairs to train on. Check the Preference Pairs node.")
     if "chosen_score" in config.method.build("sdxl").needs:
         require_scores(pairs.pairs, config.method.type)
     text = pairs_text(pairs.pairs)
-    images = [path for pair in pairs.pairs for path in (pair.chosen, pair.rejected)]
-    key = request_key(config.to_json(), text, images)
+    files = [path for p in pairs.pairs for path in (p.chosen, p.rejected, p.chosen_mask, p.rejected_mask) if path]
+    files += [Path(path) for path in (config.model.path, config.model.vae) if path and Path(path).is_file()]
+    key = request_key(config.to_json(), text, files)
     known = [(run, run_status(run).state) for run in runs_of_request(key)]
     for run, state in known:
         if state == "finished" and (run.export / f"{run.name}.safetensors").exists():
             return run
     for run, state in known:
-        if state in ("running", "paused", "stopping") or (resume and state in _AGAIN):
+        if state in ("running", "paused", "stopping") or (if_stopped != ANEW and state in _AGAIN):
             return run
     run = create_run(config.name, config.to_json(), text)
     remember_request(run, key)
@@ -159,10 +224,12 @@ def find_or_create(config: TrainConfig, pairs: PairSet, resume: bool) -> RunDir:
 def keep_lora(run: RunDir, name: str) -> str | None:
     """Put the run's LoRA, if there is one yet, into the loras folder; its name there.
 
-    The run may have been made under another name, if the request was the same but for it.
+    That of a training that is not finished gets the step into its name, so that no loader mistakes it for the later
+    one. The run may have been made under another name, if the request was the same but for it.
     """
-    lora = run.export / f"{run.name}.safetensors"
-    return _comfy.publish_lora(lora, name) if lora.exists() else None
+    lora, status = run.export / f"{run.name}.safetensors", run_status(run)
+    stem = name if status.state == "finished" else f"{name}-{status.step:08d}"
+    return _comfy.publish_lora(lora, stem) if lora.exists() else None
 
 
 def finished(run: RunDir, name: str) -> io.NodeOutput:

@@ -41,7 +41,7 @@ NAMES = {
     "num_inference_steps": "sampling steps",
     "guidance_scale": "guidance (CFG)",
     "per_image": "rejected per chosen image",
-    "resume": "resume if interrupted",
+    "if_stopped": "if it was stopped",
     "run_name": "run by name",
     "set_name": "name of the set",
     "vae": "VAE",

@@ -544,8 +544,8 @@ def checkpoints() -> list[Column]:
 A long training is stopped and taken up again, and the best of its states is not always the last.
 
 1. **input/good** and **input/bad** as in template 3; your SDXL checkpoint in *Train LoRA* and in *Load Checkpoint*.
-2. Press Run. **Cancel** whenever you like: the state is saved after the current step. **Run again**, with *resume if
-interrupted* on, goes on from there. (More steps, or another setting, are another training.)
+2. Press Run. **Cancel** whenever you like: the state is saved after the current step. **Run again**, with *if it
+was stopped* at "go on", goes on from there. (More steps, or another setting, are another training.)
 3. Every 250 steps a state is saved and the held-out pairs are measured; all eight are kept.
 4. *Compare* shows best and last at three strengths; below, the same seed with either in ComfyUI's own sampler. Any kept
 step can stand in place of **best** and **last**, for example **500**.

@@ -32,6 +32,9 @@ def draw_rejected(
     *,
     resolution: int,
     model: str,
+    bucket: bool = True,
+    bucket_step: int | None = None,
+    max_aspect: float = 2.0,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[PreferencePair]:
     """One or more rejected images for each chosen one, at the size of its bucket; those that are there are kept.
@@ -43,6 +46,7 @@ def draw_rejected(
             goes on from there.
         settings: steps and guidance are only recorded; seeds and numbers are taken from it.
         resolution: side of the square bucket, pixels.
+        bucket, bucket_step, max_aspect: as in `DataConfig`.
         model: what identifies the model; another one draws its own images.
         progress: called with images done and images in all.
 
@@ -53,7 +57,8 @@ def draw_rejected(
 
     if not chosen:
         raise PairsError("There is no chosen image to generate a rejected one for. Check the folder and scan again.")
-    sizes = bucket_sizes(resolution, max(8, min(64, resolution // 8 // 8 * 8)), 2.0)
+    step = bucket_step or max(8, min(64, resolution // 8 // 8 * 8))
+    sizes = bucket_sizes(resolution, step, max_aspect) if bucket else ((resolution, resolution),)
     folder.mkdir(parents=True, exist_ok=True)
     made: list[PreferencePair] = []
     total = len(chosen) * settings.per_image

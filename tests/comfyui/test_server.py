@@ -36,7 +36,7 @@ def demo_prompt(name: str, steps: int, first: int = 1, **train: Any) -> Prompt:
                 "pairs": [demo, 0],
                 "name": name,
                 "seed": 0,
-                "resume": True,
+                "if_stopped": "go on",
                 "settings": [demo, 1],
                 **train,
             },
@@ -124,7 +124,7 @@ def test_cancel_keeps_a_lora_and_the_next_run_goes_on(comfy: Comfy) -> None:
     assert acknowledged - asked < 1.0
     assert events[-1]["type"] == "run_stopped"
     assert not is_same_process(*process)
-    lora = comfy.base / "models" / "loras" / "mapo" / "cancelled.safetensors"
+    lora = comfy.base / "models" / "loras" / "mapo" / f"cancelled-{events[-1]['step']:08d}.safetensors"
     assert lora.read_bytes() == (run.export / "cancelled.safetensors").read_bytes()
 
     done = events[-1]["step"]
@@ -346,7 +346,7 @@ def test_the_other_nodes_work_on_the_demo_model(comfy: Comfy) -> None:
                 "pairs": ["kept", 0],
                 "name": "others",
                 "seed": 3,
-                "resume": True,
+                "if_stopped": "go on",
                 "settings": ["text", 0],
             },
         },

@@ -84,38 +84,24 @@ def test_checkpoints_by_name(pack: Any) -> None:
         comfy.checkpoint_path("b")
 
 
-def test_a_published_lora_replaces_only_its_own_earlier_state(pack: Any, tmp_path: Path) -> None:
+def test_a_published_lora_replaces_nothing(pack: Any, tmp_path: Path) -> None:
     comfy = pack.module("_comfy")
-    lora = tmp_path / "a run" / "ink.safetensors"
-    lora.parent.mkdir()
-    lora.write_bytes(b"stopped at step 100")
+    lora = tmp_path / "ink.safetensors"
+    lora.write_bytes(b"one")
     assert comfy.published_name(lora) is None
     first = comfy.publish_lora(lora)
     assert Path(first) == Path("mapo/ink.safetensors")
     assert comfy.publish_lora(lora) == first
     assert comfy.published_name(lora) == first
-    folder = pack.comfy.base / "models" / "loras"
-    lora.write_bytes(b"trained on to step 200")
-    assert comfy.publish_lora(lora) == first
-    assert (folder / first).read_bytes() == b"trained on to step 200"
-
-    (folder / first).write_bytes(b"changed by the user")
+    lora.write_bytes(b"and two")
     second = comfy.publish_lora(lora)
     assert Path(second) == Path("mapo/ink-2.safetensors")
-    assert (folder / first).read_bytes() == b"changed by the user"
+    folder = pack.comfy.base / "models" / "loras"
+    assert (folder / first).read_bytes() == b"one"
     assert comfy.published_name(lora) == second
     assert Path(comfy.publish_lora(lora, "brush")) == Path("mapo/brush.safetensors")
-
-    other = tmp_path / "another run" / "ink.safetensors"
-    other.parent.mkdir()
-    other.write_bytes(b"another")
-    assert Path(comfy.publish_lora(other)) == Path("mapo/ink-3.safetensors")
-    assert sorted(p.name for p in (folder / "mapo").iterdir()) == [
-        "brush.safetensors",
-        "ink-2.safetensors",
-        "ink-3.safetensors",
-        "ink.safetensors",
-    ]
+    names = ["brush.safetensors", "ink-2.safetensors", "ink.safetensors"]
+    assert sorted(p.name for p in (folder / "mapo").iterdir()) == names
 
 
 def test_an_interruption_is_remembered_until_it_is_raised(pack: Any) -> None:

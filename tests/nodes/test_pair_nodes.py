@@ -132,7 +132,7 @@ def test_rejected_images_by_the_wired_model(pack: Any, folders: tuple[Path, Path
         return Image.effect_noise(size, 90).convert("RGB")
 
     monkeypatch.setattr(pack.module("_comfy"), "sample", sample)
-    monkeypatch.setattr(pack.module("_comfy"), "model_identity", lambda model: "m", raising=False)
+    monkeypatch.setattr(pack.module("_comfy"), "model_identity", lambda *parts: "m")
     given = {"chosen": str(folders[0]), "settings": {"data": {"resolution": 64}}}
     parts = {"model": object(), "clip": object(), "vae": object()}
     first = pack.run("MaPOGenerateRejected", **given, **parts)

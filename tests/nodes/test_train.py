@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mapo_core import ConfigError, TrainingError, build_config
+from mapo_core import ConfigError, RunError, TrainingError, build_config
 from mapo_core.pairs import PairSet, pairs_from_folders
-from mapo_core.runs import EventWriter, RunDir, list_runs, run_status
+from mapo_core.runs import EventWriter, RunDir, acquire_run_lock, list_runs, run_status
 
 DEMO = "demo (built in)"
 
@@ -41,18 +42,18 @@ def end(run: RunDir, how: str, lora: bool = True, step: int = 4) -> None:
 
 def test_a_finished_run_is_reused(pack: Any, pairs: PairSet) -> None:
     find = pack.module("train").find_or_create
-    first = find(request(), pairs, True)
+    first = find(request(), pairs, "go on")
     end(first, "run_finished")
-    assert find(request(), pairs, True).path == first.path
-    assert find(request(), pairs, False).path == first.path
+    assert find(request(), pairs, "go on").path == first.path
+    assert find(request(), pairs, "begin anew").path == first.path
     assert len(list_runs()) == 1
 
 
 def test_a_finished_run_whose_lora_is_gone_is_made_anew(pack: Any, pairs: PairSet) -> None:
     find = pack.module("train").find_or_create
-    first = find(request(), pairs, True)
+    first = find(request(), pairs, "go on")
     end(first, "run_finished", lora=False)
-    assert find(request(), pairs, True).path != first.path
+    assert find(request(), pairs, "go on").path != first.path
 
 
 @pytest.mark.parametrize("change", ["setting", "image", "prompt"])
@@ -60,7 +61,7 @@ def test_another_request_is_another_run_with_a_number(
     pack: Any, pairs: PairSet, folders: tuple[Path, Path], change: str
 ) -> None:
     find = pack.module("train").find_or_create
-    first = find(request(), pairs, True)
+    first = find(request(), pairs, "go on")
     end(first, "run_finished")
     config = request()
     if change == "setting":
@@ -70,7 +71,7 @@ def test_another_request_is_another_run_with_a_number(
     else:
         (folders[0] / "cat.txt").write_text("another cat", encoding="utf-8")
         pairs = pairs_from_folders(*folders)
-    second = find(config, pairs, True)
+    second = find(config, pairs, "go on")
     assert (first.name, second.name) == ("ink", "ink-2")
     assert json.loads(second.config.read_text(encoding="utf-8"))["name"] in ("ink", "ink-2")
 
@@ -78,54 +79,69 @@ def test_another_request_is_another_run_with_a_number(
 @pytest.mark.parametrize("state", ["run_stopped", "run_failed"])
 def test_a_stopped_run_is_gone_on_with_only_if_asked(pack: Any, pairs: PairSet, state: str) -> None:
     find = pack.module("train").find_or_create
-    first = find(request(), pairs, True)
+    first = find(request(), pairs, "go on")
     end(first, state, step=2)
-    assert find(request(), pairs, True).path == first.path
-    assert find(request(), pairs, False).path != first.path
+    assert find(request(), pairs, "go on").path == first.path
+    assert find(request(), pairs, "begin anew").path != first.path
 
 
 def test_the_finished_one_of_several_is_taken(pack: Any, pairs: PairSet) -> None:
     find = pack.module("train").find_or_create
-    first = find(request(), pairs, True)
+    first = find(request(), pairs, "go on")
     end(first, "run_finished")
     (first.path / "request.json").rename(first.path / "aside")
-    second = find(request(), pairs, True)
+    second = find(request(), pairs, "go on")
     end(second, "run_stopped", step=2)
     (first.path / "aside").rename(first.path / "request.json")
-    assert find(request(), pairs, True).path == first.path
+    assert find(request(), pairs, "go on").path == first.path
 
 
 def test_no_pairs_no_run(pack: Any) -> None:
     with pytest.raises(ConfigError, match="no pairs"):
-        pack.module("train").find_or_create(request(), PairSet([]), True)
+        pack.module("train").find_or_create(request(), PairSet([]), "go on")
     assert list_runs() == []
 
 
-@pytest.mark.parametrize(
-    ("run_name", "name", "same"),
-    [
-        ("ink", "ink", True),
-        ("ink-12", "ink", True),
-        ("ink wash", "ink", False),
-        ("ink-wash", "ink", False),
-        ("a.b-2", "a.b", True),
-        ("axb-2", "a.b", False),
-    ],
-)
-def test_numbers_added_to_a_name(pack: Any, run_name: str, name: str, same: bool) -> None:
-    assert pack.module("train").numbered(run_name, name) is same
+def test_the_node_runs_again_when_what_it_gave_is_no_longer_so(
+    pack: Any, pairs: PairSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, module = pack.node("MaPOTrainLoRA"), pack.module("train")
+    given = {"checkpoint": DEMO, "name": "ink", "seed": 0, "if_stopped": "go on"}
+    monkeypatch.setattr(module, "train_in_node", lambda run, *_: end(run, "run_stopped", step=2))
+    assert node.fingerprint_inputs(**given) == 0
+    stopped = pack.run("MaPOTrainLoRA", pairs=pairs, **given).args[2]
+    first = node.fingerprint_inputs(**given)
+    assert first == 1, "a stopped training is to be gone on with"
+    assert node.fingerprint_inputs(**given) == first, "until it has run"
+    monkeypatch.setattr(module, "train_in_node", lambda run, *_: end(run, "run_finished"))
+    assert pack.run("MaPOTrainLoRA", pairs=pairs, **given).args[2] == stopped
+    assert node.fingerprint_inputs(**given) == first, "a finished one stays in the cache"
+    assert node.fingerprint_inputs(**{**given, "name": "other"}) == 0
+    shutil.rmtree(stopped.path)
+    assert node.fingerprint_inputs(**given) == first + 1, "a deleted one does not"
 
 
-def test_a_stopped_training_is_not_taken_from_the_pages_cache(pack: Any, pairs: PairSet) -> None:
-    node = pack.node("MaPOTrainLoRA")
-    run = pack.module("train").find_or_create(request(), pairs, True)
-    end(run, "run_finished")
-    assert node.fingerprint_inputs(name="ink", resume=True) == ""
-    end(run, "run_stopped")
-    stopped = node.fingerprint_inputs(name="ink", resume=True)
-    assert stopped != stopped, "not a number: ComfyUI runs the node again"
-    assert node.fingerprint_inputs(name="ink", resume=False) == ""
-    assert node.fingerprint_inputs(name="other", resume=True) == ""
+def test_a_stopped_lora_can_be_used_as_it_is(pack: Any, pairs: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, module, started = pack.node("MaPOTrainLoRA"), pack.module("train"), []
+
+    def train(run: RunDir, *_: Any) -> None:
+        started.append(run.name)
+        end(run, "run_stopped", step=2)
+
+    monkeypatch.setattr(module, "train_in_node", train)
+    given = {"checkpoint": DEMO, "name": "ink", "seed": 0, "if_stopped": "use what is there"}
+    name = pack.run("MaPOTrainLoRA", pairs=pairs, **given).args[0]
+    assert Path(name) == Path("mapo/ink-00000002.safetensors")
+    assert pack.run("MaPOTrainLoRA", pairs=pairs, **given).args[0] == name
+    assert started == ["ink"]
+    assert node.fingerprint_inputs(**given) == 0
+
+
+def test_a_second_training_at_once_is_refused(pack: Any, pairs: PairSet) -> None:
+    find = pack.module("train").find_or_create
+    other = find(request(seed=5), pairs, "go on")
+    with acquire_run_lock(other), pytest.raises(RunError, match=f"Run {other.name} is being trained"):
+        pack.run("MaPOTrainLoRA", pairs=pairs, name="wash")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +209,7 @@ def test_cancel_keeps_the_lora_and_one_without_a_step_says_so(
     monkeypatch.setattr(module, "train_in_node", cancelled)
     with pytest.raises(Cancelled):
         pack.run("MaPOTrainLoRA", pairs=pairs, name="ink")
-    assert (pack.comfy.base / "models" / "loras" / "mapo" / "ink.safetensors").is_file()
+    assert (pack.comfy.base / "models" / "loras" / "mapo" / "ink-00000002.safetensors").is_file()
 
     monkeypatch.setattr(module, "train_in_node", lambda run, *_: end(run, "run_stopped", lora=False, step=0))
     with pytest.raises(TrainingError, match="stopped before its first step"):
