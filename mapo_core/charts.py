@@ -28,9 +28,9 @@ def run_chart(run: RunDir, width: int = 900, height: int = 720) -> Image.Image:
     history = run_history(run)
     image = Image.new("RGB", (width, height), _BACK)
     draw = ImageDraw.Draw(image)
-    font, title = ImageFont.load_default(size=14), ImageFont.load_default(size=18)
+    font, title = ImageFont.load_default(size=18), ImageFont.load_default(size=24)
     draw.text((16, 10), run.name, fill=_INK, font=title)
-    top, gap = 44, 12
+    top, gap = 50, 14
     panel = (height - top - 2 * gap) // 3
     last = max([*history.steps, *(e["step"] for e in history.evaluated), 1])
     accuracy = [(e["step"], e["accuracy"]) for e in history.evaluated if e.get("accuracy") is not None]
@@ -42,7 +42,7 @@ def run_chart(run: RunDir, width: int = 900, height: int = 720) -> Image.Image:
     )
     for number, (name, label, points, level) in enumerate(panels):
         y = top + number * (panel + gap)
-        box = (64, y + 22, width - 20, y + panel - 18)
+        box = (92, y + 36, width - 24, y + panel - 26)
         draw.text((16, y), label, fill=_COLOURS[name], font=font)
         _panel(draw, box, points, last, _COLOURS[name], level, font, bounds=(0.0, 1.0) if name == "accuracy" else None)
     return image

@@ -376,5 +376,13 @@ def _alternatives(loc: tuple[Any, ...]) -> str:
     for part in _without_tag(loc)[:-1]:
         group = METHODS[loc[1]] if part == "method" else group.model_fields[part].annotation
     names = list(group.model_fields)
+    place = ".".join(str(part) for part in _without_tag(loc)[:-1])
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names) or 'none'}"
+    if close:
+        return f"; did you mean {place + '.' if place else ''}{close[0]}?"
+    elsewhere = [
+        g for g, f in TrainConfig.model_fields.items() if str(loc[-1]) in getattr(f.annotation, "model_fields", {})
+    ]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}.{loc[-1]}?"
+    return f"; there are {', '.join(names) or 'none'}"

@@ -36,13 +36,15 @@ def _measures(evaluated: list[dict[str, Any]]) -> list[str]:
     if not evaluated:
         return ["Held-out pairs: not measured."]
     last, base = evaluated[-1], evaluated[-1].get("base") or evaluated[0]
+    if not last.get("step"):
+        return [f"Held-out pairs: measured with the base model alone (accuracy {_number(base.get('accuracy'))})."]
     rows = (
         ("accuracy", "accuracy"),
         ("margin", "margin"),
         ("error on chosen", "chosen_mse"),
         ("error on rejected", "rejected_mse"),
     )
-    lines = [f"{'held-out pairs':<20} {'base':>10} {'LoRA':>10}"]
+    lines = [f"{'held-out pairs':<20} {'base':>10} {'LoRA':>10}   (LoRA of step {last['step']})"]
     return lines + [f"{title:<20} {_number(base.get(k)):>10} {_number(last.get(k)):>10}" for title, k in rows]
 
 

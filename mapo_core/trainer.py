@@ -63,7 +63,8 @@ def loop(session: Session) -> None:
     clock = Clock(session.step)
     session.emit("phase", phase="training")
     while session.step < config.training.steps:
-        answer_requests(session)
+        if answer_requests(session):
+            clock = Clock(session.step)  # a pause says nothing of the pace
         if session.wants_stop and session.step == 0 and session.accelerator.num_processes == 1:
             return
         session.step += 1
@@ -219,11 +220,15 @@ def skip_step(session: Session) -> None:
         )
 
 
-def answer_requests(session: Session) -> None:
-    """Do what was asked through the run folder; a pause lasts until it is taken back or a stop is asked for."""
+def answer_requests(session: Session) -> bool:
+    """Do what was asked through the run folder; a pause lasts until it is taken back or a stop is asked for.
+
+    Returns:
+        Whether there was a pause.
+    """
     watcher, run = session.watcher, session.run
     if watcher is None:
-        return
+        return False
     if watcher.take("save"):
         if session.step > 0:
             save_state(session)
@@ -233,7 +238,8 @@ def answer_requests(session: Session) -> None:
     if watcher.take("sample"):
         draw_samples(session)
         run.answer("sample")
-    if watcher.pause_requested.is_set():
+    paused = watcher.pause_requested.is_set()
+    if paused:
         if session.step > 0:
             save_state(session)
         session.emit("paused", message="Paused until a resume or stop request.")
@@ -241,6 +247,7 @@ def answer_requests(session: Session) -> None:
         while watcher.pause_requested.is_set() and not session.wants_stop:
             time.sleep(0.1)
         session.emit("phase", phase="training")
+    return paused
 
 
 def finish(session: Session) -> None:

@@ -24,9 +24,13 @@ class MaPOExtension(ComfyExtension):
 
 def all_nodes() -> list[type[io.ComfyNode]]:
     """The node classes."""
+    from .. import mapo_core
     from . import _comfy
 
     _comfy.set_home()
+    for name in mapo_core.__all__:
+        if name.endswith("Error"):
+            getattr(mapo_core, name).__module__ = "MaPO"  # ComfyUI shows it before the message; it is a long path
     try:
         from . import _routes  # noqa: F401  registers the routes
     except Exception:

@@ -149,7 +149,7 @@ def _describe(run: runs.RunDir, events: list[Event], points: int) -> dict[str, A
         "method": _dig(config, "method", "type"),
         "model": _model_name(_dig(config, "model", "path")),
         "created": run.config.stat().st_mtime,
-        "accuracy": measured[-1]["accuracy"] if measured else None,
+        "accuracy": measured[-1]["accuracy"] if measured and measured[-1]["step"] else None,  # step 0 is the base
         "base_accuracy": measured[-1]["base_accuracy"] if measured else None,
         "lora": lora if lora and (run.path / lora).is_file() else None,
         "sample": sample.get("path"),

@@ -56,7 +56,12 @@ class DemoModel(io.ComfyNode):
         for name in ("name", "seed", "model"):  # these are Train LoRA's
             values.pop(name)
         values["data"].pop("pairs")
-        out = shown(cls, demo_pairs(style, seed), 64, f"{style}: pictures of the built-in model, 64 x 64 pixels.")
+        found = demo_pairs(style, seed)
+        note = (
+            f"{style}: {len(found.pairs)} pairs of 64 x 64 pixels. The check below notes that the two styles differ in "
+            "simple ways, such as brightness; here that is meant."
+        )
+        out = shown(cls, found, 64, note)
         return io.NodeOutput(out.args[0], values, ui=out.ui)
 
 

@@ -325,7 +325,9 @@ def shown(cls: type[io.ComfyNode], found: PairSet, resolution: int | None, note:
     report = lint_pairs(found.pairs, found=found.findings, progress=progress, **sizes)
     if report.errors:
         raise MapoError(report.render())
-    text = f"{note}\n\n{report.render()}" if note else report.render()
+    alone = sum(finding.code == "missing-partner" for finding in report.findings)
+    left_out = f" {alone} images have no partner and are left out." if alone else ""
+    text = f"{note or f'{len(found.pairs)} pairs.'}{left_out}\n\n{report.render()}"
     checked = PairSet(found.pairs, list(report.findings), found.counts)
     sheet = ui.PreviewImage(_comfy.to_tensor([pair_sheet(found.pairs)]), cls=cls).as_dict()
     return io.NodeOutput(checked, text, ui={**sheet, "mapo_text": [text]})

@@ -181,7 +181,13 @@ def _group_node(node_id: str, title: str, text: str, widgets: list[Widget], **mo
 def _method_node(name: str, text: str, rest: list[str]) -> type[SettingsNode]:
     words = name.split("_")
     node_id = "MaPOMethod" + "".join(w.capitalize() for w in words)
-    return _group_node(node_id, f"Method Settings: {name}", text, widgets_of(*rest), fixed={"method": {"type": name}})
+    return _group_node(
+        node_id,
+        f"Method Settings: {name}",
+        f"Settings that only the method {name} has. Choose {name} in Training Settings, and wire the two together.",
+        widgets_of(*rest),
+        fixed={"method": {"type": name}},
+    )
 
 
 class SettingsText(SettingsNode):

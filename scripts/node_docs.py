@@ -105,14 +105,14 @@ def page_text(page: str, info: dict[str, Any]) -> str:
         opening += f"\n\n{info['description']}"
     optional = info["input"].get("optional", {})
     rows = [
-        f"| {title(info['name'], name)} | {values(spec, name in optional)} | {cell(spec[1]['tooltip'])} |"
+        f"- **{title(info['name'], name)}** ({values(spec, name in optional)}): {spec[1]['tooltip']}"
         for name, spec in inputs(info).items()
     ]
     parts = [f"{opening}\n\n{START}\n"]
     if rows:
-        parts.append("## Inputs\n\n| input | values | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
-    outputs = [f"| {name} | {kind(type_)} |" for name, type_ in zip(info["output_name"], info["output"], strict=True)]
-    parts.append("## Outputs\n\n| output | type |\n|---|---|\n" + "\n".join(outputs) + "\n")
+        parts.append("## Inputs\n\n" + "\n".join(rows) + "\n")
+    outputs = [f"- **{name}** ({kind(type_)})" for name, type_ in zip(info["output_name"], info["output"], strict=True)]
+    parts.append("## Outputs\n\n" + "\n".join(outputs) + "\n")
     return "\n".join(parts)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Match = Literal["stem", "order", "random"]
+_MATCHED_BY = {"stem": "file name", "order": "order", "random": "prompt"}
 Matches = list[tuple["Path", "Path"]]  # (chosen, rejected)
 
 # Formats that people have and that Pillow does not read by itself.
@@ -83,7 +84,9 @@ def pairs_from_folders(
     if not pairs:
         problems = [finding.message for finding in findings]
         first = f" {problems[0]}" if problems else ""
-        raise PairsError(f"No pair results from {chosen} and {rejected} matched by {match}.{first}", problems)
+        raise PairsError(
+            f"No pair results from {chosen} and {rejected} matched by {_MATCHED_BY[match]}.{first}", problems
+        )
     counts: dict[str, int] = {}
     for c, _ in matches:
         if c in captioned:

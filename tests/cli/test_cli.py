@@ -130,7 +130,10 @@ def test_nothing_is_trained_on_a_broken_set(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--model", "demo", "--chosen", "x", "--name", "a", "--training.stepz", "3"], "did you mean steps"),
+        (
+            ["train", "--model", "demo", "--chosen", "x", "--name", "a", "--training.stepz", "3"],
+            "did you mean training.steps",
+        ),
         (["train", "--model", "demo", "--chosen", "x", "--name", "a/b"], "cannot be a file name"),
         (["train", "--model", "demo", "--chosen", "x"], "Name the run"),
         (["train", "--model", "demo", "--name", "a"], "Give the images"),

@@ -41,6 +41,21 @@ function watchTheme() {
   }
 }
 
+// ComfyUI's own notice of a failed node does not say what is wrong with it.
+guarded("notices", () =>
+  api.addEventListener("execution_error", ({ detail }) => {
+    if (!String(detail?.node_type).startsWith("MaPO")) return;
+    guarded("a notice", () =>
+      app.extensionManager.toast.add({
+        severity: "error",
+        summary: "MaPO",
+        detail: String(detail.exception_message).slice(0, 600),
+        life: 30000,
+      }),
+    );
+  }),
+);
+
 // At once, because ComfyUI warns of messages that nobody listens to; what comes too early is read from the server later.
 guarded("the live chart", () =>
   api.addEventListener("mapo.progress", ({ detail }) => {

@@ -110,8 +110,10 @@ function showText(node, text, page) {
 /** A widget that shows an element, takes all the room that is left in the node, and is not saved. */
 function addElement(node, name, element, minHeight, page) {
   element.style.minHeight = `${minHeight - MARGIN}px`; // Vue nodes ask for no other height
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight };
+  const options = { serialize: false, hideOnZoom: false, canvasOnly: true, getMinHeight: () => minHeight };
   const widget = node.addDOMWidget(name, name, element, options);
+  // The properties panel of newer front ends sets a width of its own and leaves it there.
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
   widget.serialize = false; // the option alone is not enough: positional widget values would shift
   const timer = setInterval(() => putIntoBody(node, element, minHeight, page), MOUNT_MS);
   after(node, "onRemoved", () => clearInterval(timer));

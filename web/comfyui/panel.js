@@ -178,7 +178,9 @@ export class RunPanel {
     let text = this.note;
     if (!text && bad) text = run.message;
     if (!text && warning) text = warning.step ? `Step ${warning.step}: ${warning.message}` : warning.message;
-    if (!text && !run.alive && run.lora_copy) text = `In the LoRA list: ${run.lora_copy}`;
+    const copy = !run.alive && run.lora_copy ? `In the LoRA list: ${run.lora_copy}` : "";
+    if (!text && run.state === "stopped") text = `Saved at step ${run.step}; Run goes on from there. ${copy}`;
+    if (!text) text = copy;
     setText(this.message, text || "");
     this.message.hidden = !text;
     this.message.title = text || "";
