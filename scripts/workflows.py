@@ -310,9 +310,9 @@ def demo() -> list[Column]:
     compare = Node(
         "MaPOCompare",
         {"run": trainer.out("run"), "strengths": "0.5, 1.0", "checkpoints": "best", "prompts": prompts},
-        height=520,
+        height=860,
     )
-    report = Node("MaPORunReport", {"run": trainer.out("run")}, height=900)
+    report = Node("MaPORunReport", {"run": trainer.out("run")}, height=860)
     read_me = note(
         """# Demo: a style LoRA in minutes
 
@@ -331,18 +331,9 @@ Next: the template *2 Style LoRA from one folder*.""",
         560,
     )
     return [
-        Column("", [read_me], 420),
-        Column("1 Pairs and settings", [model], 360),
+        Column("1 Pairs and settings", [read_me, model], 420),
         Column("2 Train", [trainer], 420),
-        Column(
-            "Curves and pictures",
-            [
-                Node("PreviewImage", {"images": trainer.out("chart")}, 400, title="Curves"),
-                Node("PreviewImage", {"images": trainer.out("samples")}, 340, title="Pictures at the end"),
-            ],
-            400,
-        ),
-        Column("3 Compare", [compare, sheet_of(compare)], 460),
+        Column("3 Compare", [compare], 460),
         Column("4 Report", [report], 460),
     ]
 
