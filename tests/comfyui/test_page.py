@@ -39,7 +39,7 @@ def workflow(seed: int, name: str, steps: int = STEPS) -> dict[str, Any]:
         }
 
     demo = node(1, "MaPODemoModel", 20, ["cartoon", steps, 0])
-    train = node(2, "MaPOTrainLoRA", 460, ["demo (built in)", name, seed, True])
+    train = node(2, "MaPOTrainLoRA", 460, ["demo (built in)", name, seed, "go on"])
     kinds = [("pairs", "MAPO_PAIRS"), ("settings", "MAPO_SETTINGS")]
     demo["outputs"] = [{"name": name, "type": kind, "links": [i]} for i, (name, kind) in enumerate(kinds, 1)]
     train["inputs"] = [{"name": name, "type": kind, "link": i} for i, (name, kind) in enumerate(kinds, 1)]
@@ -125,7 +125,7 @@ def test_a_training_is_seen_in_its_node(page: Any, comfy: Any) -> None:
     saved = page.evaluate(SERIALIZE)
     train = next(n for n in saved["nodes"] if n["type"] == "MaPOTrainLoRA")
     assert train["properties"]["mapo_run"] == name
-    assert train["widgets_values"] == ["demo (built in)", f"seen {page.mode}", seed, True]
+    assert train["widgets_values"] == ["demo (built in)", f"seen {page.mode}", seed, "go on"]
 
     load_page(page, comfy.url)  # the page kept the node's run by itself
     wait_for(page, f"{STEP} === {STEPS}")
