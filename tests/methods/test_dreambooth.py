@@ -41,7 +41,7 @@ def test_a_missing_or_empty_class_prompt_is_said() -> None:
 
 
 def test_an_unknown_setting_names_those_of_the_method() -> None:
-    with pytest.raises(ConfigError, match=r"unknown setting method\.class_promt; did you mean class_prompt\?"):
+    with pytest.raises(ConfigError, match=r"unknown setting method\.class_promt; did you mean method\.class_prompt\?"):
         build_config({**BASE, "method": {"type": "dreambooth", "class_prompt": "a dog", "class_promt": "a dog"}})
     with pytest.raises(ConfigError, match=r"unknown setting method\.gamma; there are type, beta"):
         build_config({**BASE, "method": {"type": "dco", "gamma": 1}})
