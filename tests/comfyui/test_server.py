@@ -107,7 +107,10 @@ def test_the_demo_trains_and_the_same_request_is_not_trained_twice(comfy: Comfy)
     assert (comfy.runs / "end to end" / "events.jsonl").stat().st_mtime_ns == trained
     other = comfy.run(demo_prompt("end to end", 12, first=21, seed=1))
     assert other["22"]["mapo_run"] == ["end to end-2"]
-    assert sorted(p.name for p in lora.parent.glob("end to end*")) == ["end to end-2.safetensors", "end to end.safetensors"]
+    assert sorted(p.name for p in lora.parent.glob("end to end*")) == [
+        "end to end-2.safetensors",
+        "end to end.safetensors",
+    ]
 
 
 def test_cancel_keeps_a_lora_and_the_next_run_goes_on(comfy: Comfy) -> None:
