@@ -196,50 +196,50 @@ def to_pictures(images: torch.Tensor) -> list[Image.Image]:
 
 
 class Progress:
-    """ComfyUI's progress bar of a node."""
+    """ComfyUI's progress bar of a node, and whether the user has pressed Cancel.
+
+    The two belong together: ComfyUI's bar looks for a Cancel, too, raises it and forgets it, so whoever shows progress
+    must take notice there.
+    """
 
     def __init__(self, node_id: str, total: int = 1) -> None:
-        self._node_id = node_id
         self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._waiting: Exception | None = None
+        self.stop: Exception | None = None
 
-    def show(self, done: int, total: int, preview: Image.Image | None = None) -> Exception | None:
-        """Where things stand, with a preview picture if there is a new one.
-
-        Returns:
-            The interruption, if the user has pressed Cancel: ComfyUI's progress bar looks for it, too, and resets it.
-        """
+    def show(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """Where things stand, with a preview picture if there is a new one; never raises an interruption."""
         try:
             self._bar.update_absolute(done, max(total, 1), ("JPEG", preview, 512) if preview is not None else None)
         except management.InterruptProcessingException as stop:
-            return stop
-        return None
+            self._waiting = stop
+
+    def interruption(self) -> Exception | None:
+        """What to raise if the user has pressed Cancel since the last call, else None."""
+        try:
+            management.throw_exception_if_processing_interrupted()
+        except management.InterruptProcessingException as stop:
+            self._waiting = stop
+        found, self._waiting = self._waiting, None
+        return found
+
+    def cancelled(self) -> bool:
+        """Whether the user has pressed Cancel; it is kept in `stop`, to be raised when the work has come to an end."""
+        self.stop = self.stop or self.interruption()
+        return self.stop is not None
+
+    def check(self, done: int, total: int) -> None:
+        """Show where things stand, and raise an interruption."""
+        self.show(done, total)
+        if self.cancelled():
+            assert self.stop is not None
+            raise self.stop
 
 
 def send(event: str, **detail: Any) -> None:
     """An event of our own to the page that queued the prompt."""
     server = PromptServer.instance
     server.send_sync(event, detail, server.client_id)
-
-
-def interruption() -> Exception | None:
-    """What to raise if the user has pressed Cancel since the last call, else None."""
-    try:
-        management.throw_exception_if_processing_interrupted()
-    except management.InterruptProcessingException as stop:
-        return stop
-    return None
-
-
-class InterruptCheck:
-    """Remembers an interruption, so that work can be brought to an end before it is raised."""
-
-    def __init__(self) -> None:
-        self.stop: Exception | None = None
-
-    def __call__(self) -> bool:
-        """Whether the user has pressed Cancel."""
-        self.stop = self.stop or interruption()
-        return self.stop is not None
 
 
 def free_vram() -> None:

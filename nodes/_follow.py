@@ -56,14 +56,12 @@ def _follow(handle: RunHandle, tail: EventTail, node_id: str, steps: int) -> Exc
     try:
         while True:
             alive = handle.is_alive()
-            if stop := _comfy.interruption():
+            if stop := bar.interruption():
                 handle.stop()  # the second time this ends it at once
                 cancelled = stop
             waiting += tail.poll()
             if waiting and (time.monotonic() - sent >= _SEND_EVERY_S or not alive):
-                if stop := _show(handle.run, waiting, bar, node_id, steps):
-                    handle.stop()
-                    cancelled = stop
+                _show(handle.run, waiting, bar, node_id, steps)
                 waiting, sent = [], time.monotonic()
             if not alive:
                 return cancelled
@@ -83,12 +81,10 @@ def _opened(path: Path) -> Image.Image | None:
         return None
 
 
-def _show(run: RunDir, events: list[Event], bar: _comfy.Progress, node_id: str, steps: int) -> Exception | None:
-    """Tell the page and the progress bar; gives the interruption that ComfyUI may raise there."""
+def _show(run: RunDir, events: list[Event], bar: _comfy.Progress, node_id: str, steps: int) -> None:
     _comfy.send("mapo.progress", node=node_id, run=run.name, events=events)
     sheets = [run.path / e["path"] for e in events if e["type"] == "sample_saved"]
     last: dict[str, Any] = next((e for e in reversed(events) if e["type"] == "step"), {})
     preview = _opened(sheets[-1]) if sheets else None
-    if not last and preview is None:
-        return None
-    return bar.show(last.get("step") or run_status(run).step, steps, preview)
+    if last or preview is not None:
+        bar.show(last.get("step") or run_status(run).step, steps, preview)

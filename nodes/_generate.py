@@ -15,8 +15,8 @@ from ..mapo_core.pairs import (
     read_pairs,
     rejected_folder,
 )
-from ..mapo_core.runs import JobStoppedError, run_job
 from . import _comfy
+from ._job import job
 
 WIRED = "use the wired model"
 
@@ -36,28 +36,21 @@ class Request:
 
 def with_checkpoint(request: Request, checkpoint: str, bar: _comfy.Progress) -> PairSet:
     """In a process of its own, with the trainer's own model code."""
-    _comfy.require_packages()
-    _comfy.free_vram()
-    cancelled = _comfy.InterruptCheck()
     base = {"name": "rejected", "data": {"pairs": "pairs.jsonl"}}
     model = {"model": {"path": _comfy.checkpoint_path(checkpoint)}}
-    try:
-        result = run_job(
-            "generate_rejected",
-            {
-                "settings": merge_settings(base, request.settings, model),
-                "chosen": str(request.folder),
-                **request.words,
-                "per_image": request.per_image,
-                "num_inference_steps": request.steps,
-                "guidance_scale": request.cfg,
-                "seed": request.seed,
-            },
-            progress=lambda _, done, total: bar.show(done, total),
-            should_stop=cancelled,
-        )
-    except JobStoppedError:
-        raise cancelled.stop or JobStoppedError("Stopped.") from None
+    result = job(
+        "generate_rejected",
+        {
+            "settings": merge_settings(base, request.settings, model),
+            "chosen": str(request.folder),
+            **request.words,
+            "per_image": request.per_image,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.cfg,
+            "seed": request.seed,
+        },
+        bar,
+    )
     return PairSet(read_pairs(Path(result["pairs"])))
 
 
@@ -71,11 +64,8 @@ def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Pr
     if missing:
         raise ConfigError(f"Generate Rejected: wire {', '.join(missing)} in, or choose a checkpoint by name.")
     data = request.settings.get("data", {})
-    cancelled = _comfy.InterruptCheck()
 
     def draw(prompt: str, seed: int, size: tuple[int, int]) -> Any:
-        if cancelled():
-            raise cancelled.stop
         return _comfy.sample(model, clip, vae, prompt, "", seed, size, request.steps, request.cfg)
 
     made = draw_rejected(
@@ -88,6 +78,6 @@ def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Pr
         bucket_step=data.get("bucket_step"),
         max_aspect=data.get("max_aspect", 2.0),
         model=_comfy.model_identity(model, clip, vae),
-        progress=bar.show,
+        progress=bar.check,
     )
     return PairSet(made)

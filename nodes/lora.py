@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..mapo_core import load_config
-from ..mapo_core.runs import JobStoppedError, RunDir, read_events, run_job
+from ..mapo_core import MapoError, load_config
+from ..mapo_core.runs import RunDir, read_events
 from . import _comfy
 from ._choose import BEST, run_inputs, run_of, step_of
+from ._job import job
 from ._types import LoraName
 
 
@@ -86,7 +87,7 @@ def newest_state(run_name: str, checkpoint: str) -> str:
     try:
         run = run_of(run_name, None)
         return f"{run.name} {[p.name for p in run.list_checkpoints()]} {checkpoint}"
-    except Exception:  # said in execute, where it becomes the node's error
+    except MapoError:  # said in execute, where it becomes the node's error
         return ""
 
 
@@ -98,17 +99,7 @@ def lora_of_step(run: RunDir, step: int, node_id: str) -> Any:
         return finished
     path = run.export / f"{run.name}-{step:08d}.safetensors"
     if not path.exists():
-        _comfy.require_packages()
-        bar, cancelled = _comfy.Progress(node_id), _comfy.InterruptCheck()
-        try:
-            run_job(
-                "export",
-                {"run": str(run.path), "step": step, "out": str(path)},
-                progress=lambda _, done, total: bar.show(done, total),
-                should_stop=cancelled,
-            )
-        except JobStoppedError:
-            raise cancelled.stop or JobStoppedError("Stopped.") from None
+        job("export", {"run": str(run.path), "step": step, "out": str(path)}, _comfy.Progress(node_id))
     return path
 
 

@@ -129,7 +129,7 @@ class FilterPairs(io.ComfyNode):
     def execute(cls, pairs: PairSet, check_resolution: int, **switches: bool) -> io.NodeOutput:
         codes = {code for name, found in DROPS.items() if switches[f"drop_{name}"] for code in found}
         bar = _comfy.Progress(cls.hidden.unique_id)
-        report = lint_pairs(pairs.pairs, resolution=check_resolution, progress=bar.show)
+        report = lint_pairs(pairs.pairs, resolution=check_resolution, progress=bar.check)
         kept, dropped = filter_set(pairs, report.findings, codes)
         if not kept.pairs:
             raise ConfigError(f"All {len(pairs.pairs)} pairs would be dropped. Switch off some of the reasons.")

@@ -314,15 +314,8 @@ class GenerateRejected(io.ComfyNode):
 def shown(cls: type[io.ComfyNode], found: PairSet, resolution: int | None, note: str = "") -> io.NodeOutput:
     """Pairs with their sheet and the report of the check in the node; stops with the errors if there are some."""
     bar = _comfy.Progress(cls.hidden.unique_id)
-    cancelled = _comfy.InterruptCheck()
-
-    def progress(done: int, total: int) -> None:
-        bar.show(done, total)
-        if cancelled():
-            raise cancelled.stop
-
     sizes = {"resolution": resolution} if resolution else {"resolution": 64, "bucket": False, "bucket_step": 64}
-    report = lint_pairs(found.pairs, found=found.findings, progress=progress, **sizes)
+    report = lint_pairs(found.pairs, found=found.findings, progress=bar.check, **sizes)
     if report.errors:
         raise MapoError(report.render())
     alone = sum(finding.code == "missing-partner" for finding in report.findings)

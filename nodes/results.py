@@ -10,9 +10,10 @@ from PIL import Image
 
 from ..mapo_core import ConfigError, merge_settings, run_chart, run_report
 from ..mapo_core.pairs import PairSet, write_pairs
-from ..mapo_core.runs import JobStoppedError, RunDir, mapo_home, run_job
+from ..mapo_core.runs import RunDir, mapo_home
 from . import _comfy
 from ._choose import BEST, run_inputs, run_of, step_of
+from ._job import job
 from ._types import Pairs, Settings
 from .lora import newest_state
 
@@ -84,7 +85,7 @@ class Compare(io.ComfyNode):
             "strengths": numbers(strengths),
             "seed": seed,
         }
-        sheet = Image.open(job("compare", arguments, cls.hidden.unique_id)["sheet"]).convert("RGB")
+        sheet = Image.open(job("compare", arguments, _comfy.Progress(cls.hidden.unique_id))["sheet"]).convert("RGB")
         image = _comfy.to_tensor([sheet])
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
@@ -187,7 +188,7 @@ class Evaluate(io.ComfyNode):
             "count": count,
             "seeds": seeds,
         }
-        return measured(cls, job("evaluate", arguments, cls.hidden.unique_id))
+        return measured(cls, job("evaluate", arguments, _comfy.Progress(cls.hidden.unique_id)))
 
 
 class ReferenceMismatch(io.ComfyNode):
@@ -268,7 +269,7 @@ class ReferenceMismatch(io.ComfyNode):
             "embedder": embedder,
             "sheet": str(folder / "sheet.png"),
         }
-        found = {**job("mismatch", arguments, cls.hidden.unique_id), "sheet": arguments["sheet"]}
+        found = {**job("mismatch", arguments, _comfy.Progress(cls.hidden.unique_id)), "sheet": arguments["sheet"]}
         out = measured(cls, found)
         return io.NodeOutput(*out.args, float(found["beta"] or 0), ui=out.ui)
 
@@ -300,17 +301,6 @@ def numbers(text: str) -> list[float]:
     if not found:
         raise ConfigError("Give at least one number, for example 1.0.")
     return found
-
-
-def job(name: str, arguments: dict, node_id: str) -> dict:
-    """A job in a child process, with the node's progress bar; Cancel ends it."""
-    _comfy.require_packages()
-    _comfy.free_vram()
-    bar, cancelled = _comfy.Progress(node_id), _comfy.InterruptCheck()
-    try:
-        return run_job(name, arguments, progress=lambda _, done, total: bar.show(done, total), should_stop=cancelled)
-    except JobStoppedError:
-        raise cancelled.stop or JobStoppedError("Stopped.") from None
 
 
 NODES = [Compare, Evaluate, ReferenceMismatch, RunReport]

@@ -104,15 +104,28 @@ def test_a_published_lora_replaces_nothing(pack: Any, tmp_path: Path) -> None:
     assert sorted(p.name for p in (folder / "mapo").iterdir()) == names
 
 
-def test_an_interruption_is_remembered_until_it_is_raised(pack: Any) -> None:
-    comfy = pack.module("_comfy")
-    check = comfy.InterruptCheck()
-    assert not check()
+def test_a_cancel_is_remembered_until_the_work_has_ended(pack: Any) -> None:
+    bar = pack.module("_comfy").Progress("7")
+    assert not bar.cancelled()
     pack.comfy.cancelled = True
-    assert check()
-    assert check(), "ComfyUI's own flag is reset by the first look at it"
-    assert check.stop is not None
-    assert comfy.interruption() is None
+    assert bar.cancelled()
+    assert bar.cancelled(), "ComfyUI's own flag is reset by the first look at it"
+    assert bar.stop is not None
+    assert bar.interruption() is None, "it is told once; a second Cancel is another one"
+
+
+def test_a_cancel_that_comfyuis_own_bar_sees_first_is_not_lost(pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    comfy = pack.module("_comfy")
+    bar = comfy.Progress("7")
+
+    def update(*_: Any) -> None:
+        raise comfy.management.InterruptProcessingException
+
+    monkeypatch.setattr(bar._bar, "update_absolute", update)
+    bar.show(1, 2)
+    assert bar.cancelled()
+    with pytest.raises(comfy.management.InterruptProcessingException):
+        bar.check(2, 2)
 
 
 def test_missing_packages_are_named_with_the_command(pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
