@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from .config import AdapterConfig
     from .families.base import DiffusionModel, Family
+    from .sections import AdapterConfig
 
 ADAPTER = "default"
 

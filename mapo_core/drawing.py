@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .buckets import Size
-    from .config import ModelConfig, TrainConfig
+    from .config import TrainConfig
     from .families.base import DiffusionModel
+    from .sections import ModelConfig
 
 _BATCH_PIXELS = 512 * 512
 

@@ -11,7 +11,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .config import OptimizerConfig
+    from .sections import OptimizerConfig
 
 
 def build_optimizer(parameters: Sequence[torch.nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ..config import ModelConfig
+    from ..sections import ModelConfig
     from .base import Detected
 
 log = logging.getLogger(__name__)

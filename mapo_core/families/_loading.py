@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from ..config import ModelConfig
+    from ..sections import ModelConfig
     from ._blueprint import Blueprint
 
 

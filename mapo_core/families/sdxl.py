@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..config import ModelConfig
+    from ..sections import ModelConfig
     from .base import DiffusionModel, ImageGeometry
 
 

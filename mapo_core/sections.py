@@ -1,0 +1,173 @@
+"""The sections of TrainConfig: one class per group of settings, one docstring per field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from ._settings import Settings
+
+
+class ModelConfig(Settings):
+    """The base model."""
+
+    path: str
+    """A `.safetensors` single file, a diffusers folder, a Hub id such as `stabilityai/stable-diffusion-xl-base-1.0`,
+    or `demo` for the built-in model."""
+    family: Literal["auto", "sdxl", "sd15"] = "auto"
+    """Model family; "auto" recognises it from the file."""
+    vae: str | None = None
+    """Another VAE: a `.safetensors` file, a diffusers folder or a Hub id. None takes the model's own, in float32."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the denoiser predicts; "auto" reads the checkpoint's `v_pred` key or the folder's scheduler."""
+    zero_terminal_snr: bool | None = None
+    """Rescale the noise schedule so that the last step is pure noise; None reads the checkpoint's `ztsnr` key or the
+    folder's scheduler."""
+    clip_skip: int = Field(default=0, ge=0, le=10)
+    """How many more of the text encoders' last layers to skip than the family does; 0 is the published behaviour."""
+    variant: str | None = None
+    """Weight variant of a diffusers folder or Hub id, for example "fp16"."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
+
+
+class DataConfig(Settings):
+    """The pairs and how their images are read."""
+
+    pairs: Path
+    """The checked `pairs.jsonl`; the run keeps its own copy."""
+    resolution: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Side of the square bucket, pixels; other buckets have at most as many pixels. None takes the model's own: 1024
+    for SDXL, 512 for SD 1.5, 64 for the demo model."""
+    bucket: bool = True
+    """Train each pair at the aspect ratio nearest to its chosen image; off crops everything square."""
+    bucket_step: int | None = Field(default=None, ge=8, le=512, multiple_of=8)
+    """Granularity of the bucket sides, pixels. None: 64, or an eighth of the resolution where that is smaller."""
+    max_aspect: float = Field(default=2.0, ge=1.0, le=4.0)
+    """Longest side ratio of a bucket; a larger value crops long images less."""
+    flip: bool = False
+    """Show both images of a pair mirrored at random, half of the time. Leave it off for text, faces and anything with
+    a left and a right."""
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the steps at which a pair's prompt is empty, so that the LoRA also learns the unprompted look."""
+    held_out: float = Field(default=0.1, ge=0.0, le=0.5)
+    """Share of the pairs kept from training, to measure accuracy and margin on (at most 200 pairs); more measure better
+    and leave less to train on."""
+
+
+class AdapterConfig(Settings):
+    """The LoRA."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    """Width of the update; a larger rank learns more, needs more memory and overfits sooner. Default: the authors'
+    LoRA recipe."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update, alpha / rank. None: equal to the rank, which is scale 1."""
+    targets: tuple[Literal["attention", "feed_forward", "conv"], ...] = ("attention",)
+    """Which UNet layers get a LoRA: attention (with its projections), feed_forward, conv (the residual blocks)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the LoRA's inputs dropped while training; more makes it harder to memorise the images."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one of attention, feed_forward, conv")
+        return tuple(dict.fromkeys(value))
+
+
+class OptimizerConfig(Settings):
+    """The optimizer and its learning rate."""
+
+    type: Literal["adamw", "adamw8bit"] = "adamw8bit"
+    """"adamw8bit" keeps its state in 8 bits (bitsandbytes), a quarter of the memory of "adamw"."""
+    learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    """Step size; a larger one learns faster and, too large, ruins the pictures. Default: the authors' LoRA recipe for
+    SDXL; LoRAs of styles often use 1e-4."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two averages; nearer to 1 averages over more steps."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Pull of the LoRA weights towards zero; a larger value keeps the LoRA weaker."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's guard against division by zero; a larger value makes steps smaller where gradients are tiny."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after the warm-up; "cosine" and "linear" end at zero."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero; more begin more gently."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm, so a larger value lets larger steps through; 0 switches clipping off."""
+
+
+class TrainingConfig(Settings):
+    """How long and in what precision."""
+
+    steps: int = Field(default=2000, ge=1, le=10_000_000)
+    """Optimizer steps; more learn more, and memorise the images in the end. Default: the authors' recipe."""
+    train_batch_size: int = Field(default=1, ge=1, le=4096)
+    """Pairs in one forward pass; a pair is two images. More need more memory and are faster per pair."""
+    gradient_accumulation_steps: int = Field(default=16, ge=1, le=4096)
+    """Forward passes per step. Pairs per step = train_batch_size x this x processes; the authors used 16."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen model and of the arithmetic; LoRA weights are float32 in all. "auto": bf16 on a GPU
+    that has it, fp16 on an older one, fp32 on the CPU."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them: about a third slower, far less memory."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    max_nonfinite_steps: int = Field(default=5, ge=1)
+    """Stop when the loss was not finite at this many steps in a row; each such step is skipped and counted."""
+
+
+class CacheConfig(Settings):
+    """What is kept on disk of the encoded images and prompts."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of cached latents and prompt embeddings; bf16 halves the disk space."""
+
+
+class ValidationConfig(Settings):
+    """Measures and pictures during training."""
+
+    every_steps: int = Field(default=250, ge=0)
+    """Steps between two measurements on the held-out pairs; 0: only before the first and after the last step."""
+    draws: int = Field(default=4, ge=1, le=64)
+    """Fixed timesteps, spread over the schedule, at which each held-out pair is measured; more measure more
+    finely and take longer."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the validation pictures; empty: four prompts of the held-out pairs."""
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+    sample_every_steps: int = Field(default=500, ge=0)
+    """Steps between two sheets of validation pictures; 0: only at the end."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the pictures; prompt i uses seed + i, always the same noise."""
+    num_inference_steps: int = Field(default=25, ge=1, le=1000)
+    """Sampling steps of a picture; more take longer and may look better."""
+    guidance_scale: float = Field(default=5.0, ge=0, le=50)
+    """Classifier-free guidance of a picture; a larger value follows the prompt more closely."""
+    width: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Width of a picture, pixels; None: data.resolution."""
+    height: int | None = Field(default=None, ge=32, le=4096, multiple_of=8)
+    """Height of a picture, pixels; None: data.resolution."""
+
+
+class CheckpointConfig(Settings):
+    """States from which a run can go on."""
+
+    every_steps: int = Field(default=250, ge=0)
+    """Steps between two checkpoints; 0: only on stop and at the end."""
+    keep: int = Field(default=3, ge=1)
+    """How many of the newest to keep; more take more disk space."""
+
+
+class ExportConfig(Settings):
+    """The LoRA file."""
+
+    layout: Literal["kohya", "diffusers"] = "kohya"
+    """"kohya" is what ComfyUI, A1111 and kohya load completely; "diffusers" is for diffusers' own loader."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Precision of the stored weights."""
+    trigger: str = ""
+    """Trigger word, written into the metadata."""
