@@ -27,6 +27,7 @@ from .sections import (
     CheckpointConfig,
     DataConfig,
     ExportConfig,
+    MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     TrainingConfig,
@@ -62,6 +63,7 @@ class TrainConfig(Settings):
     export: ExportConfig = ExportConfig()
     parent: str | None = None
     """The run and checkpoint that this one continues with changed settings or pairs, if any."""
+    memory: MemoryConfig = MemoryConfig()
 
     @field_validator("name")
     @classmethod

@@ -171,3 +171,11 @@ class ExportConfig(Settings):
     """Precision of the stored weights."""
     trigger: str = ""
     """Trigger word, written into the metadata."""
+
+
+class MemoryConfig(Settings):
+    """How a run fits into the memory of its device."""
+
+    split_pairs: Literal["auto", "on", "off"] = "auto"
+    """Compute the chosen and the rejected images of a pair one after the other, with the same gradients: a pair then
+    takes the memory of one image and more time. "auto": where the memory plan asks for it and the method allows it."""

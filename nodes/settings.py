@@ -22,6 +22,7 @@ MEMORY = (
     "optimizer=optimizer.type",
     "cache_precision=cache.precision",
     "training.device",
+    "memory.split_pairs",
 )
 HOMES = {*TRAINING, *(text.rpartition("=")[2] for text in MEMORY)}
 
