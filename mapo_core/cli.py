@@ -261,7 +261,7 @@ def config_and_pairs(
     if args.chosen is None:
         if source is None:
             raise ConfigError("Give the images: --chosen DIR --rejected DIR, or --chosen DIR alone, or --pairs FILE.")
-        return config, read_pair_source(Path(source), keep)
+        return config, read_pair_source(source, keep)
     if args.rejected is not None:
         found = pairs_from_folders(Path(args.chosen), Path(args.rejected), match=args.match, seed=config.seed, **words)
         args.findings = found.findings
@@ -456,7 +456,9 @@ def add_images(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", help=".safetensors file, diffusers folder, Hub id, or demo")
     sub.add_argument("--chosen", help="folder of the images you want more of")
     sub.add_argument("--rejected", help="folder of the images you want less of; without it the base model makes them")
-    sub.add_argument("--pairs", help="a pair set instead of folders: JSONL, CSV or parquet")
+    sub.add_argument(
+        "--pairs", help="a pair set instead of folders: JSONL, CSV, parquet, or hf://datasets/OWNER/NAME[/PATTERN]"
+    )
     sub.add_argument(
         "--min-label-margin", type=fraction, default=0.0, help="parquet: how clear a label must be, 0-1 (default 0)"
     )

@@ -226,7 +226,7 @@ def config_and_chosen(args: argparse.Namespace) -> tuple[TrainConfig, list[Prefe
     if args.chosen is None:
         if source is None:
             raise ConfigError("Give the images: --chosen DIR, or --pairs FILE, or the name of a run.")
-        return config, read_pair_source(Path(source))
+        return config, read_pair_source(source)
     words = {"prompt": args.prompt, "trigger": args.trigger or config.export.trigger, "prefix": args.prefix}
     found = prompts_from_folder(Path(args.chosen), **words)
     return config, [PreferencePair(prompt=c.prompt, chosen=c.image, rejected=c.image, source=c.source) for c in found]
@@ -300,7 +300,9 @@ def add_images(sub: argparse.ArgumentParser) -> None:
     """Chosen images with prompts, and the model."""
     sub.add_argument("--model", help=".safetensors file, diffusers folder, Hub id, or demo")
     sub.add_argument("--chosen", help="folder of the images you want more of")
-    sub.add_argument("--pairs", help="a pair set instead of a folder: JSONL, CSV or parquet")
+    sub.add_argument(
+        "--pairs", help="a pair set instead of a folder: JSONL, CSV, parquet, or hf://datasets/OWNER/NAME[/PATTERN]"
+    )
     sub.add_argument("--prompt", help="one prompt for all images that have neither a .txt file nor metadata")
     sub.add_argument("--trigger", default="", help="trigger word, put before every prompt")
     sub.add_argument("--prefix", default="", help="text put before every prompt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io, ui
 
 from ..mapo_core import MapoError, pair_sheet
@@ -103,7 +105,7 @@ class PairsFromFile(io.ComfyNode):
                 io.String.Input(
                     "path",
                     default="",
-                    tooltip="A .jsonl, .csv or .parquet file, or a folder of parquet files: an absolute path, or one below ComfyUI's input folder. Image paths in it are relative to the file.",
+                    tooltip="A .jsonl, .csv or .parquet file, or a folder of parquet files: an absolute path, or one below ComfyUI's input folder. Image paths in it are relative to the file. A data set on the Hugging Face Hub: hf://datasets/OWNER/NAME[/PATTERN]; only what the limit asks for is transferred.",
                 ),
                 io.Int.Input(
                     "limit",
@@ -137,14 +139,16 @@ class PairsFromFile(io.ComfyNode):
     def validate_inputs(cls, path: str | None = "") -> bool | str:
         try:
             if path is not None:
-                _comfy.input_path(path, "path")
+                _pairs_source(path)
         except MapoError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, path: str, **others: object) -> str:
-        place = _comfy.input_path(path, "path")
+        place = _pairs_source(path)
+        if isinstance(place, str):
+            return str([place, others])
         if place.is_dir() or place.suffix.lower() == ".parquet":
             return str([_comfy.folder_state(place) if place.is_dir() else place.stat().st_mtime_ns, others])
         return str([_comfy.images_state(read_pair_set(place).pairs), place.stat().st_mtime_ns, others])
@@ -152,7 +156,12 @@ class PairsFromFile(io.ComfyNode):
     @classmethod
     def execute(cls, path: str, limit: int, min_margin: float, check_resolution: int) -> io.NodeOutput:
         keep = RowFilter(min_margin=min_margin, limit=limit or None)
-        return shown(cls, read_pair_set(_comfy.input_path(path, "path"), keep=keep), check_resolution)
+        return shown(cls, read_pair_set(_pairs_source(path), keep=keep), check_resolution)
+
+
+def _pairs_source(text: str) -> Path | str:
+    words = text.strip().strip('"')
+    return words if words.startswith("hf://") else _comfy.input_path(text, "path")
 
 
 class PairsFromImages(io.ComfyNode):

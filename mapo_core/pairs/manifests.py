@@ -6,24 +6,25 @@ import csv
 import hashlib
 import io
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PairsError
 from .pair import PairSet, PreferencePair, build_pairs, read_pairs, read_text
 from .parquet import RowFilter, pairs_from_parquet
+from .parquet_files import is_hub_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 
-def read_pair_set(path: Path, images_dir: Path | None = None, keep: RowFilter | None = None) -> PairSet:
+def read_pair_set(path: Path | str, images_dir: Path | None = None, keep: RowFilter | None = None) -> PairSet:
     """Read pairs from any file or folder that holds them: JSONL, CSV, or parquet (a file or a folder of files).
 
     Args:
-        path: what to read.
+        path: what to read; a data set on the Hub is written `hf://datasets/OWNER/NAME[/PATTERN]`.
         images_dir: where the images inside parquet files are unpacked; None: a folder of their own under `MAPO_HOME`,
             found again the next time.
         keep: which rows of parquet files are wanted; of other files all are.
@@ -31,6 +32,9 @@ def read_pair_set(path: Path, images_dir: Path | None = None, keep: RowFilter | 
     Raises:
         PairsError: as of `pairs_from_manifest` and `pairs_from_parquet`; or a filter for what is not parquet.
     """
+    if isinstance(path, str) and is_hub_source(path):
+        return pairs_from_parquet(path, images_dir or _unpacked(path), keep=keep)
+    path = Path(path)
     if path.is_dir() or path.suffix.lower() == ".parquet":
         return pairs_from_parquet(path, images_dir or _unpacked(path), keep=keep)
     if keep not in (None, RowFilter()):
@@ -38,7 +42,7 @@ def read_pair_set(path: Path, images_dir: Path | None = None, keep: RowFilter | 
     return pairs_from_manifest(path)
 
 
-def read_pair_source(path: Path, keep: RowFilter | None = None) -> list[PreferencePair]:
+def read_pair_source(path: Path | str, keep: RowFilter | None = None) -> list[PreferencePair]:
     """The pairs of `read_pair_set`; what a person should know is logged as warnings."""
     found = read_pair_set(path, keep=keep)
     for finding in found.findings:
@@ -101,11 +105,14 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield reader.reader.line_num, f"not CSV ({error})"
 
 
-def _unpacked(path: Path) -> Path:
+def _unpacked(source: Path | str) -> Path:
     from ..runs import mapo_home
 
-    digest = hashlib.sha256(str(path.resolve()).encode(errors="replace")).hexdigest()[:8]
-    return mapo_home() / "unpacked" / f"{path.stem}-{digest}"
+    if isinstance(source, Path):
+        name, text = source.stem, str(source.resolve())
+    else:  # hf://datasets/OWNER/NAME/...
+        name, text = "".join(source.split("/")[4:5]).partition("@")[0] or "hub", source
+    return mapo_home() / "unpacked" / f"{name}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _sourced(path: Path, pairs: list[PreferencePair]) -> PairSet:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PairsError
 from .findings import Finding
 from .pair import PairSet, PreferencePair
+from .parquet_files import ParquetFile, parquet_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +48,7 @@ class RowFilter:
 
 
 def pairs_from_parquet(
-    source: Path,
+    source: Path | str,
     out_dir: Path,
     *,
     keep: RowFilter | None = None,
@@ -60,7 +61,8 @@ def pairs_from_parquet(
     interrupted goes on there; memory is that of the largest row group's pages, whatever the size of the file.
 
     Args:
-        source: a file, or a folder with `.parquet` files.
+        source: a file, a folder with `.parquet` files, or a data set on the Hub, as `parquet_files` takes them. Of the
+            Hub's files only the row groups that are needed are transferred, none beyond `keep.limit`.
         out_dir: where images and parts go.
         keep: which rows are wanted; None for all with a clear label. Images of other rows are not unpacked.
         progress: called with (rows done, rows in all) after each row group.
@@ -73,17 +75,18 @@ def pairs_from_parquet(
     """
     keep = keep or RowFilter()
     parquet = _pyarrow_parquet()
-    files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
-    if not files:
-        raise PairsError(f"There are no .parquet files in {source}. Check the path.")
-    total = 0
-    for file in files:  # a fault in the last file is told before the first is unpacked
+    files = parquet_files(source)
+    rows: list[int] = []
+    for file in files[:1] if files[0].remote else files:  # a fault in the last is told before the first is unpacked
         with _open(parquet, file) as table:
-            total += table.metadata.num_rows
+            rows.append(table.metadata.num_rows)
+    total = sum(rows) * len(files) // len(rows)  # of remote files an estimate: asking each takes a request or two
     pairs: list[PreferencePair] = []
     counts: Counter[str] = Counter()
     done = 0
     for file in files:
+        if keep.limit is not None and len(pairs) >= keep.limit:
+            break
         with _open(parquet, file) as table:
             for group in range(table.num_row_groups):
                 if keep.limit is not None and len(pairs) >= keep.limit:
@@ -93,7 +96,7 @@ def pairs_from_parquet(
                 counts.update(part["left_out"])
                 done += table.metadata.row_group(group).num_rows
                 if progress:
-                    progress(done, total)
+                    progress(done, max(done, total))
     if keep.limit is not None:
         pairs = pairs[: keep.limit]
     findings = [_left_out(reason, counts[reason], done) for reason in _LEFT_OUT if counts[reason]]
@@ -111,24 +114,28 @@ def _pyarrow_parquet() -> Any:
     return pyarrow.parquet
 
 
-def _open(parquet: Any, file: Path) -> Any:
+def _open(parquet: Any, file: ParquetFile) -> Any:
     try:
-        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        table = parquet.ParquetFile(file.open(), pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except OSError as error:
-        raise PairsError(f"Cannot read {file}: {error.strerror or error}. Check the path.") from error
+        check = "Check the network." if file.remote else "Check the path."
+        raise PairsError(f"Cannot read {file.label}: {error.strerror or error}. {check}") from error
     except ValueError as error:  # pyarrow.ArrowInvalid
-        raise PairsError(f"{file} is not a parquet file, or was cut short: {error}. Download it again.") from error
+        raise PairsError(
+            f"{file.label} is not a parquet file, or was cut short: {error}. Download it again."
+        ) from error
     lacking = [name for name in _REQUIRED if name not in table.schema_arrow.names]
     if lacking:
         there = ", ".join(table.schema_arrow.names)
-        raise PairsError(f"{file} lacks the columns {', '.join(lacking)}; it has {there}. Rename them, or use JSONL.")
+        raise PairsError(
+            f"{file.label} lacks the columns {', '.join(lacking)}; it has {there}. Rename them, or use JSONL."
+        )
     return table
 
 
-def _part(file: Path, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
+def _part(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
     """The pairs of one row group, from an earlier run where that finished it."""
-    state = file.stat()
-    text = f"{file.absolute()} {state.st_size} {state.st_mtime_ns} {keep.min_margin} {keep.min_side}"
+    text = f"{file.identity} {keep.min_margin} {keep.min_side}"
     key = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     path = out_dir / "parts" / f"{key[:16]}-{group:05}.json"
     if path.is_file():
@@ -139,11 +146,13 @@ def _part(file: Path, table: Any, group: int, out_dir: Path, keep: RowFilter) ->
         part = _convert(file, table, group, out_dir, keep)
         _write_new(path, json.dumps(part, ensure_ascii=False).encode())
     except (OSError, ValueError) as error:  # the second from pyarrow, on damaged pages
-        raise PairsError(f"Cannot go on with {file}: {error}. Check the file and the space in {out_dir}.") from error
+        raise PairsError(
+            f"Cannot go on with {file.label}: {error}. Check the file and the space in {out_dir}."
+        ) from error
     return part
 
 
-def _convert(file: Path, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
+def _convert(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
     first = sum(table.metadata.row_group(g).num_rows for g in range(group))
     columns = [*_REQUIRED, *(name for name in _OPTIONAL if name in table.schema_arrow.names)]
     batches = table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=columns)

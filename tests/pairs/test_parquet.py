@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mapo_core.errors import PairsError
-from mapo_core.pairs import load_image, pairs_from_parquet, pairs_hash, read_pair_set, read_pair_source
+from mapo_core.pairs import RowFilter, load_image, pairs_from_parquet, pairs_hash, read_pair_set, read_pair_source
 from mapo_core.pairs import parquet as module
 
 pa = pytest.importorskip("pyarrow")
@@ -195,3 +195,121 @@ def test_any_source_is_read_and_parquet_unpacked_under_mapo_home(
         assert read_pair_source(source)[0].prompt == "caption 0"
     assert "1 of 2 rows are ties" in caplog.text
     assert read_pair_set(source, tmp_path / "here").pairs[0].chosen.is_relative_to(tmp_path / "here")
+
+
+class HubStandIn:
+    """The Hub's file system over a local folder; remembers what is listed and opened."""
+
+    def __init__(self, root: Path) -> None:
+        import fsspec
+
+        self._system = fsspec.filesystem("dir", path=str(root), target_protocol="file")
+        self.opened: list[str] = []
+        self.read_bytes = 0
+
+    def glob(self, pattern: str, detail: bool) -> dict[str, Any]:
+        return {
+            name: {**info, "blob_id": f"id of {name}"}
+            for name, info in self._system.glob(pattern, detail=detail).items()
+        }
+
+    def open(self, path: str, mode: str) -> Any:
+        self.opened.append(path)
+        file, hub = self._system.open(path, mode), self
+
+        class Counting(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def seekable(self) -> bool:
+                return True
+
+            def seek(self, *where: int) -> int:
+                return file.seek(*where)
+
+            def tell(self) -> int:
+                return file.tell()
+
+            def read(self, size: int = -1) -> bytes:
+                content = file.read(size)
+                hub.read_bytes += len(content)
+                return content
+
+        return Counting()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubStandIn:
+    from mapo_core.pairs import parquet_files
+
+    stand_in = HubStandIn(tmp_path / "hub")
+    monkeypatch.setattr(parquet_files, "hub_file_system", lambda: stand_in)
+    return stand_in
+
+
+PICKAPIC = "hf://datasets/owner/pickapic"
+
+
+def test_a_data_set_on_the_hub_is_read_up_to_the_limit_only(tmp_path: Path, hub: HubStandIn) -> None:
+    folder = tmp_path / "hub" / "datasets" / "owner" / "pickapic" / "data"
+    noise = random.Random(0)
+    big = [{**row, "jpg_0": row["jpg_0"] + noise.randbytes(50_000)} for row in rows(*[1.0] * 40)]
+    size = write(folder / "train-0.parquet", big).stat().st_size
+    write(folder / "train-1.parquet", rows(0.0))
+
+    found = pairs_from_parquet(PICKAPIC, tmp_path / "out", keep=RowFilter(limit=3))
+
+    assert [p.source for p in found.pairs] == [f"train-0.parquet row {n}; prompt from caption" for n in (1, 2, 3)]
+    assert found.pairs[0].rejected.read_bytes() == picture(1)
+    assert not [path for path in hub.opened if path.endswith("train-1.parquet")]
+    assert hub.read_bytes < size / 4
+
+    before = hub.read_bytes
+    again = pairs_from_parquet(PICKAPIC, tmp_path / "out", keep=RowFilter(limit=3))
+    assert again.pairs == found.pairs
+    assert hub.read_bytes - before <= 2 * 2**16  # the file's end, twice: what pyarrow reads to find the footer
+
+
+def test_a_pattern_chooses_files_of_the_hub_and_the_whole_set_is_its_default(tmp_path: Path, hub: HubStandIn) -> None:
+    folder = tmp_path / "hub" / "datasets" / "owner" / "pickapic" / "data"
+    write(folder / "train-0.parquet", rows(1.0))
+    write(folder / "validation-0.parquet", rows(0.0, 1.0))
+    told: list[tuple[int, int]] = []
+
+    part = pairs_from_parquet(f"{PICKAPIC}/data/validation*.parquet", tmp_path / "a")
+    whole = pairs_from_parquet(PICKAPIC, tmp_path / "b", progress=lambda done, total: told.append((done, total)))
+
+    assert (len(part.pairs), len(whole.pairs)) == (2, 3)
+    assert told[-1] == (3, 3)
+    assert all(done <= total for done, total in told)
+
+
+def test_a_set_of_the_hub_is_unpacked_under_mapo_home(
+    tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
+    write(tmp_path / "hub" / "datasets" / "owner" / "pickapic" / "a.parquet", rows(1.0))
+    (pair,) = read_pair_source(PICKAPIC)
+    assert pair.chosen.is_relative_to(tmp_path / "home" / "unpacked")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hf://models/x/y", "is not a data set"),
+        ("hf://datasets/owner", "is not a data set"),
+        ("hf://datasets/owner/nothing", "no .parquet files"),
+    ],
+)
+def test_a_wrong_name_on_the_hub_is_explained(source: str, said: str, hub: HubStandIn) -> None:
+    with pytest.raises(PairsError, match=said):
+        read_pair_set(source)
+
+
+def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, hub: HubStandIn) -> None:
+    def unreachable(pattern: str, detail: bool) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "glob", unreachable)
+    with pytest.raises(PairsError, match=r"no route.*HF_TOKEN"):
+        read_pair_set(PICKAPIC)
