@@ -12,6 +12,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from .errors import RunError
 from .noising import seed_of
+from .parameters import ParameterGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
-def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed: int) -> list[nn.Parameter]:
+def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed: int) -> list[ParameterGroup]:
     """Put a fresh LoRA on the denoiser; everything else is frozen.
 
     The down weights are Gaussian and the up weights zero, so that training starts at the base model. They are drawn
     from `seed` alone and kept in float32 whatever the precision of the model.
 
     Returns:
-        The parameters to train.
+        The parameters to train, as one group.
     """
     model.unet.requires_grad_(False)
     lora = LoraConfig(
@@ -45,7 +46,7 @@ def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed:
     # peft draws the initial weights on the model's device and in its precision; draw them again on the CPU, so
     # that a seed gives the same LoRA on every machine.
     generator = torch.Generator().manual_seed(seed_of(seed, "adapter"))
-    parameters: list[nn.Parameter] = []
+    parameters: dict[str, nn.Parameter] = {}
     for name, parameter in model.unet.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -53,8 +54,8 @@ def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed:
         if "lora_A" in name:
             drawn = torch.randn(parameter.shape, generator=generator) / config.rank
             parameter.data.copy_(drawn)
-        parameters.append(parameter)
-    return parameters
+        parameters[name] = parameter
+    return [ParameterGroup("unet", parameters)]
 
 
 @contextmanager

@@ -11,11 +11,12 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .parameters import ParameterGroup
     from .sections import OptimizerConfig
 
 
-def build_optimizer(parameters: Sequence[torch.nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over the LoRA's parameters.
+def build_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over what is trained; a group's own learning rate takes the place of the common one.
 
     Raises:
         ConfigError: bitsandbytes is needed and cannot be used here.
@@ -26,6 +27,13 @@ def build_optimizer(parameters: Sequence[torch.nn.Parameter], config: OptimizerC
         "weight_decay": config.weight_decay,
         "eps": config.eps,
     }
+    parameters = [
+        {
+            "params": list(g.parameters.values()),
+            "lr": config.learning_rate if g.learning_rate is None else g.learning_rate,
+        }
+        for g in groups
+    ]
     if config.type == "adamw":
         return torch.optim.AdamW(parameters, **arguments)
     try:

@@ -26,6 +26,7 @@ from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule
 from .pairs import read_pairs
 from .pairs.scores import require_scores
+from .parameters import ParameterGroup, flat
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Session:
     class_images: EncodedPairs | None  # for methods that show some beside the pairs
     train_indices: list[int]
     held_out_indices: list[int]
-    parameters: list[nn.Parameter]
+    groups: list[ParameterGroup]
+    parameters: list[nn.Parameter]  # of all groups, in their order
     optimizer: Any
     schedule: Any
     precision: str
@@ -139,11 +141,12 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
     phase("adding the LoRA")
-    parameters = add_lora(model, family, config.adapter, config.seed)
+    groups = add_lora(model, family, config.adapter, config.seed)
+    parameters = flat(groups)
     if config.training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     model.unet.train()
-    optimizer = accelerator.prepare(build_optimizer(parameters, config.optimizer))
+    optimizer = accelerator.prepare(build_optimizer(groups, config.optimizer))
     schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
     split = split_held_out([str(p.chosen) for p in pairs], config.data.held_out, config.seed)
     session = Session(
@@ -161,6 +164,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         class_images=class_images,
         train_indices=split[0],
         held_out_indices=split[1],
+        groups=groups,
         parameters=parameters,
         optimizer=optimizer,
         schedule=schedule,
