@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -11,12 +11,18 @@ from .adapter import adapter_off
 from .noising import PairRandomness, add_noise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from .cache import EncodedPairs
     from .families.base import DiffusionModel, Family
+
+Rows = slice | torch.Tensor
+Reference = Literal["prompt", "base_prompt"]
+
+ALL = slice(None)
+REFERENCES: Mapping[str, Reference] = {"_ref": "prompt", "_base": "base_prompt"}  # suffix of what a method needs
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,16 @@ class PairBatch:
     inversion_noise: Tensor | None
     base_conditions: dict[str, Tensor]
     scores: dict[str, Tensor]
+
+    @property
+    def chosen_rows(self) -> slice:
+        """The rows of the chosen images."""
+        return slice(0, len(self.weights))
+
+    @property
+    def rejected_rows(self) -> slice:
+        """The rows of the rejected images."""
+        return slice(len(self.weights), None)
 
     @property
     def paired(self) -> bool:
@@ -119,19 +135,59 @@ def pair_errors(
         class_batch: a class image for each pair, if the method needs them.
     """
     errors: dict[str, Tensor] = dict(batch.scores)
-    for suffix, conditions in (("_ref", batch.conditions), ("_base", batch.base_conditions)):
+    for suffix, reference in REFERENCES.items():
         if any(name.endswith(suffix) for name in needs):
-            with torch.no_grad(), adapter_off(model.unet):
-                errors |= _named(_squared_error(model, family, batch, conditions), batch, suffix)
-    errors |= _named(_squared_error(model, family, batch, batch.conditions), batch, "")
+            errors |= _named(squared_errors(model, family, batch, reference=reference), batch, suffix)
+    errors |= _named(squared_errors(model, family, batch), batch, "")
     if class_batch is not None:
-        errors["class_mse"] = _squared_error(model, family, class_batch, class_batch.conditions)
+        errors["class_mse"] = squared_errors(model, family, class_batch)
     return {name: errors[name] for name in needs}
 
 
-def _squared_error(model: DiffusionModel, family: Family, batch: PairBatch, conditions: dict[str, Tensor]) -> Tensor:
-    model_pred = family.predict(model, batch.noisy, batch.timesteps, conditions)
-    return (model_pred.float() - batch.target).pow(2).mean(dim=(1, 2, 3))  # [B or 2B]
+def squared_errors(
+    model: DiffusionModel, family: Family, batch: PairBatch, rows: Rows = ALL, *, reference: Reference | None = None
+) -> Tensor:
+    """K of these rows, [R] float32; arguments as of `predict_rows`."""
+    model_pred = predict_rows(model, family, batch, rows, reference=reference)
+    return (model_pred.float() - batch.target[rows]).pow(2).mean(dim=(1, 2, 3))
+
+
+def predict_rows(
+    model: DiffusionModel,
+    family: Family,
+    batch: PairBatch,
+    rows: Rows = ALL,
+    *,
+    reference: Reference | None = None,
+    latents: Tensor | None = None,
+    timesteps: Tensor | None = None,
+) -> Tensor:
+    """The denoiser's output for some rows of a batch, [R, 4, h, w]. Every forward pass of training goes through here.
+
+    Args:
+        model: with the adapter.
+        family: of the model.
+        batch: the pairs.
+        rows: which of its rows; `batch.chosen_rows` and `batch.rejected_rows` are the images of one side.
+        reference: None: the network that is trained. "prompt", "base_prompt": the same network without the adapter, on
+            the pair's prompt or on its base prompt, without gradient.
+        latents: noisy latents in place of the batch's own, [R, 4, h, w].
+        timesteps: in place of the batch's own, [R].
+    """
+    noisy = batch.noisy[rows] if latents is None else latents
+    times = batch.timesteps[rows] if timesteps is None else timesteps
+    if reference is None:
+        return family.predict(model, noisy, times, row_conditions(model, family, batch, rows))
+    with torch.no_grad(), adapter_off(model.unet):
+        return family.predict(model, noisy, times, row_conditions(model, family, batch, rows, reference=reference))
+
+
+def row_conditions(
+    model: DiffusionModel, family: Family, batch: PairBatch, rows: Rows, *, reference: Reference | None = None
+) -> dict[str, Tensor]:
+    """What the denoiser is told beside the latents of these rows; arguments as of `predict_rows`."""
+    conditions = batch.base_conditions if reference == "base_prompt" else batch.conditions
+    return {name: tensor[rows] for name, tensor in conditions.items()}
 
 
 def _named(errors: Tensor, batch: PairBatch, suffix: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .batch import predict_rows
 from .noising import inversion_levels, target_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def invert_batch(model: DiffusionModel, family: Family, batch: PairBatch, invers
 
     def predict(latents: Tensor, timestep: int, rows: Tensor) -> Tensor:
         timesteps = torch.full((len(rows),), timestep, device=latents.device)
-        return family.predict(model, latents, timesteps, {k: v[rows] for k, v in batch.conditions.items()})
+        return predict_rows(model, family, batch, rows, latents=latents, timesteps=timesteps)
 
     was_training = model.unet.training
     model.unet.eval()

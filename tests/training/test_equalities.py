@@ -77,8 +77,8 @@ def test_gradients_of_a_step_do_not_depend_on_how_it_is_cut(new_run: Run, method
 
 def first_gradients(run: RunDir) -> list[torch.Tensor]:
     """The gradients of the first step, with up weights that are not zero, so that all gradients are there."""
-    from mapo_core.data_order import step_groups
-    from mapo_core.trainer import backward_batch, batches
+    from mapo_core.backward import backward_batch
+    from mapo_core.data_order import batches, step_groups
 
     session = prepare(run, None, None)
     generator = torch.Generator().manual_seed(0)

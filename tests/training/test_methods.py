@@ -9,14 +9,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import mapo_core.backward as backward
 import mapo_core.batch as batch
 import mapo_core.class_images as class_images
+from mapo_core.backward import assemble_class, backward_batch
 from mapo_core.data_order import Draw
 from mapo_core.errors import PairsError
 from mapo_core.noising import inversion_levels
 from mapo_core.runs import read_events
 from mapo_core.session import prepare
-from mapo_core.trainer import assemble_class, backward_batch
 
 from .conftest import Run, lora_of, run_here
 from .test_equalities import METHODS, first_gradients, stop_after
@@ -58,17 +59,15 @@ def test_inversion_under_autocast_leaves_the_loras_gradients_alone(new_run: Run,
 def test_the_noise_that_inversion_finds_leads_from_the_latents_to_x_t(
     new_run: Run, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    import mapo_core.trainer as trainer
-
     session = prepare(new_run(f"noise-{method}", method=METHODS[method]), None, None)
     seen: list[batch.PairBatch] = []
-    real = trainer.pair_errors
+    real = backward.pair_errors
 
     def watch(model: Any, family: Any, found: batch.PairBatch, *rest: Any) -> Any:
         seen.append(found)
         return real(model, family, found, *rest)
 
-    monkeypatch.setattr(trainer, "pair_errors", watch)
+    monkeypatch.setattr(backward, "pair_errors", watch)
     backward_batch(session, [Draw(0, 1), Draw(1, 1)], 2)
     (found,) = seen
     assert set(found.levels) <= set(inversion_levels(session.loss.inversion.steps, 1000))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mapo_core.backward as backward
 import mapo_core.trainer as trainer
 import mapo_core.validation as validation
 from mapo_core.errors import ConfigError, PairsError, RunError, TrainingError
@@ -131,7 +132,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_after_several_stops_th
     new_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = new_run("nonfinite", training={"steps": 10, "max_nonfinite_steps": 3}, checkpoint={"every_steps": 1})
-    real = trainer.pair_errors
+    real = backward.pair_errors
     broken = {3, 5, 6, 7}
     weights: dict[int, dict] = {}
 
@@ -153,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_after_several_stops_th
         return lora_state(session.model.unet)
 
     step = trainer.train_step
-    monkeypatch.setattr(trainer, "pair_errors", errors)
+    monkeypatch.setattr(backward, "pair_errors", errors)
     monkeypatch.setattr(trainer, "train_step", remember)
     with pytest.raises(TrainingError, match="3 steps in a row"):
         run_here(run)
