@@ -55,7 +55,7 @@ class ProgressLine:
 def start_and_follow(run: RunDir, stream: TextIO | None = None) -> int:
     """Start a run's process, tied to this one, and show it to its end; the exit code is that of `follow`."""
     tail = EventTail(run.events)
-    tail.poll()  # what an earlier process said is not news
+    tail.skip()  # what an earlier process said is not news
     handle = start_run(run)
     try:
         return follow(handle, tail, stream)

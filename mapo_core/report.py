@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import load_config
 from .console import duration
-from .runs import best_step, checkpoint_step, read_events, run_history, run_status
+from .runs import best_step, checkpoint_step, reader_of, run_history, run_status
 
 if TYPE_CHECKING:
     from .runs import RunDir
@@ -53,14 +53,15 @@ def _number(value: Any) -> str:
 
 
 def _course(run: RunDir, metrics: dict[str, Any]) -> list[str]:
-    events = read_events(run.events)
+    reader = reader_of(run)
+    events, last = reader.events(), reader.status().last_event_time
     lines = []
     if pace := metrics.get("seconds_per_step"):
         lines.append(f"{pace:.2f} s per step")
     if memory := metrics.get("peak_memory_bytes"):
         lines.append(f"largest memory use {memory / 2**30:.1f} GiB")
-    if len(events) > 1:
-        lines.append(f"first to last event {duration(events[-1]['time'] - events[0]['time'])}")
+    if events and last is not None:
+        lines.append(f"first to last event {duration(last - events[0]['time'])}")
     steps = [checkpoint_step(path) for path in run.list_checkpoints()]
     if steps:
         lines.append(f"checkpoints {', '.join(map(str, steps))}; best on held-out pairs: {best_step(run)}")

@@ -32,7 +32,7 @@ def train_in_node(run: RunDir, node_id: str, steps: int) -> None:
         TrainingError: the run failed; the message says why.
     """
     tail = EventTail(run.events)
-    tail.poll()  # the page reads what is already there by itself
+    tail.skip()  # the page reads what is already there by itself
     handle = attach(run) or start_run(run, "tied")
     _comfy.ACTIVE[node_id] = run.name
     try:

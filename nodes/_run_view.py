@@ -105,13 +105,13 @@ class RunList:
 
 def summary(run: runs.RunDir) -> dict[str, Any]:
     """A run in a list."""
-    return _describe(run, runs.read_events(run.events), SMALL_CURVE_POINTS)
+    return _describe(run, SMALL_CURVE_POINTS)
 
 
 def detail(run: runs.RunDir, find_copy: FindCopy) -> dict[str, Any]:
     """All that the page shows of a run."""
-    events = runs.read_events(run.events)
-    shown = _describe(run, events, CURVE_POINTS)
+    shown = _describe(run, CURVE_POINTS)
+    events = runs.reader_of(run).events()
     return {
         **shown,
         "lora_copy": _copy_name(run, shown["lora"], find_copy),
@@ -122,12 +122,13 @@ def detail(run: runs.RunDir, find_copy: FindCopy) -> dict[str, Any]:
     }
 
 
-def _describe(run: runs.RunDir, events: list[Event], points: int) -> dict[str, Any]:
-    status = runs.run_status(run)
+def _describe(run: runs.RunDir, points: int) -> dict[str, Any]:
+    reader = runs.reader_of(run)
+    status, events = reader.status(), reader.events()
     alive = status.alive and status.state in _TRAINING  # after its last word a process needs a moment to end
     config = _read_config(run)
     ready = _last(events, lambda e: e.get("phase") == "ready")
-    phase = _last(events, lambda e: e["type"] in ("phase", "step"))  # a step ends the phase before it
+    phase = reader.phase() or {}
     sample = _last(events, lambda e: e["type"] == "sample_saved")
     lora = _last(events, lambda e: bool(e.get("lora"))).get("lora")
     checkpoint = run.latest_checkpoint()

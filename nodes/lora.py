@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mapo_core import MapoError, load_config
-from ..mapo_core.runs import RunDir, read_events
+from ..mapo_core.runs import RunDir, reader_of
 from . import _comfy
 from ._choose import BEST, run_inputs, run_of, step_of
 from ._job import job
@@ -93,7 +93,7 @@ def newest_state(run_name: str, checkpoint: str) -> str:
 
 def lora_of_step(run: RunDir, step: int, node_id: str) -> Any:
     """The LoRA file of a checkpoint, written by a child process if it is not there yet."""
-    ends = [e for e in read_events(run.events) if e["type"] in ("run_finished", "run_stopped")]
+    ends = reader_of(run).events("run_finished", "run_stopped")
     finished = run.export / f"{run.name}.safetensors"
     if ends and ends[-1].get("step") == step and finished.exists():  # written then, and not since
         return finished

@@ -17,17 +17,15 @@ from .events import (
     EventTail,
     EventType,
     EventWriter,
-    RunStatus,
-    State,
     drop_superseded,
     nulls_for_nonfinite,
     read_events,
-    run_status,
 )
 from .history import CURVES, History, best_step, margin_of, remember_request, request_key, run_history, runs_of_request
 from .job import JobStoppedError, run_job
 from .launch import Lifetime, RunHandle, attach, start_run, stop_run
 from .process import is_same_process, process_start_time
+from .reader import MAX_POINTS, Curves, RunReader, reader_of, run_status
 from .run_dir import (
     VERBS,
     RunDir,
@@ -39,11 +37,14 @@ from .run_dir import (
     mapo_home,
     open_run,
 )
+from .status import RunStatus, State
 
 __all__ = [
     "CURVES",
     "EVENT_TYPES",
+    "MAX_POINTS",
     "VERBS",
+    "Curves",
     "Event",
     "EventTail",
     "EventType",
@@ -54,6 +55,7 @@ __all__ = [
     "RequestWatcher",
     "RunDir",
     "RunHandle",
+    "RunReader",
     "RunStatus",
     "State",
     "Verb",
@@ -76,6 +78,7 @@ __all__ = [
     "open_run",
     "process_start_time",
     "read_events",
+    "reader_of",
     "remember_request",
     "remove_folder",
     "remove_leftovers",

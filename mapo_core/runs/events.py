@@ -8,13 +8,13 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 from .disk import fault_point, faults_armed
-from .process import is_same_process, process_start_time
+from .process import process_start_time
 from .run_dir import RunDir
 
 VERSION = 1
@@ -38,14 +38,12 @@ EventType = Literal[
 EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 Event = dict[str, Any]
 
-State = Literal["created", "running", "paused", "stopping", "finished", "stopped", "failed", "interrupted"]
-
-_STARTS = ("run_started", "run_resumed")
-_GOES_BACK = (*_STARTS, "rolled_back")
-_SUPERSEDED = ("step", "evaluated", "sample_saved", "checkpoint_saved", "warning")
-_ENDS: dict[str, State] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
-_ENVELOPE = ("v", "time", "type", "step")
+STARTS = ("run_started", "run_resumed")
+GOES_BACK = (*STARTS, "rolled_back")
+SUPERSEDED = ("step", "evaluated", "sample_saved", "checkpoint_saved", "warning")
 _BLOCK_BYTES = 64 * 1024
+_READ_BYTES = 1024 * 1024
+_MARK_BYTES = 1024
 
 
 class EventWriter:
@@ -100,7 +98,7 @@ class EventWriter:
             raise ValueError(f"{type!r} is not an event type; there are {', '.join(EVENT_TYPES)}")
         if reserved := {"v", "time"} & fields.keys():
             raise ValueError(f"An event's {' and '.join(sorted(reserved))} cannot be given as a field")
-        if type in _STARTS:
+        if type in STARTS:
             fields = {"pid": os.getpid(), "pid_started": process_start_time(os.getpid()), **fields}
         with self._lock:
             event: Event = {"v": VERSION, "time": time.time(), "type": type, "step": step, **fields}
@@ -132,19 +130,91 @@ class EventWriter:
 
     def _drop_partial_line(self, file: int) -> None:
         """Cut the file after its last newline."""
-        end = size = os.lseek(file, 0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - _BLOCK_BYTES)
-            os.lseek(file, begin, os.SEEK_SET)
-            newline = os.read(file, end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
-        if end < size:
+        end = last_line_end(file)
+        if end < os.lseek(file, 0, os.SEEK_END):
             fault_point("events.jsonl:repairing")
             os.ftruncate(file, end)
             fault_point("events.jsonl:repaired")
+
+
+@dataclass(frozen=True)
+class LineBlock:
+    """Whole lines that were added to a file.
+
+    Attributes:
+        offset: where they begin, bytes.
+        data: the lines, each with its newline.
+        restarted: the file is not the one that was read before (cut, replaced or deleted); what came from it is void.
+    """
+
+    offset: int
+    data: bytes
+    restarted: bool
+
+
+class LineCursor:
+    """How far a growing file of lines has been read; a partial last line waits until it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file at `path`, which need not exist yet, from its beginning."""
+        self._path = path
+        self._offset = 0
+        self._mark = b""  # the last bytes that were read, by which another file under the same name is noticed
+
+    def next_block(self) -> LineBlock | None:
+        """The next whole lines, about a megabyte of them at most, or None where there is nothing new."""
+        try:
+            with self._path.open("rb") as file:
+                restarted = not self._is_the_same(file)
+                if restarted:
+                    self._offset, self._mark = 0, b""
+                begin, data = self._offset, _read_lines(file, self._offset)
+        except FileNotFoundError:
+            restarted, begin, data = self._offset > 0, 0, b""
+            self._offset, self._mark = 0, b""
+        if not data:
+            return LineBlock(0, b"", True) if restarted else None
+        self._offset += len(data)
+        self._mark = data[-_MARK_BYTES:]
+        return LineBlock(begin, data, restarted)
+
+    def skip_to_end(self) -> None:
+        """Pass over everything that is there."""
+        try:
+            with self._path.open("rb") as file:
+                self._offset = last_line_end(file.fileno())
+                file.seek(max(0, self._offset - _MARK_BYTES))
+                self._mark = file.read(min(self._offset, _MARK_BYTES))
+        except FileNotFoundError:
+            self._offset, self._mark = 0, b""
+
+    def _is_the_same(self, file: BinaryIO) -> bool:
+        file.seek(self._offset - len(self._mark))
+        return file.read(len(self._mark)) == self._mark
+
+
+def _read_lines(file: BinaryIO, offset: int) -> bytes:
+    """Whole lines from an offset on: at most `_READ_BYTES`, but at least one line if a whole one is there."""
+    file.seek(offset)
+    data = b""
+    while more := file.read(_READ_BYTES):
+        data += more
+        if b"\n" in more:
+            break
+    return data[: data.rfind(b"\n") + 1]
+
+
+def last_line_end(file: int) -> int:
+    """Where the last whole line of an open file ends, bytes."""
+    end = os.lseek(file, 0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - _BLOCK_BYTES)
+        os.lseek(file, begin, os.SEEK_SET)
+        newline = os.read(file, end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 class EventTail:
@@ -155,20 +225,18 @@ class EventTail:
 
     def __init__(self, path: Path) -> None:
         """Follow the file at `path`, which need not exist yet."""
-        self._path = path
-        self._offset = 0
+        self._cursor = LineCursor(path)
 
     def poll(self) -> list[Event]:
         """The events that were completed since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete, newline, _ = data.rpartition(b"\n")
-        self._offset += len(complete) + len(newline)
-        return [event for event in map(_parse, complete.split(b"\n")) if event is not None]
+        found: list[Event] = []
+        while block := self._cursor.next_block():
+            found += [event for event in map(parse_event, block.data.split(b"\n")) if event is not None]
+        return found
+
+    def skip(self) -> None:
+        """Pass over the events that are there, without reading them."""
+        self._cursor.skip_to_end()
 
 
 def read_events(path: Path) -> list[Event]:
@@ -180,89 +248,15 @@ def drop_superseded(events: Iterable[Event]) -> list[Event]:
     """Leave out what a later resume or rollback has undone: steps, measurements, samples and checkpoints above it."""
     kept: list[Event] = []
     for event in events:
-        if event["type"] in _GOES_BACK:
+        if event["type"] in GOES_BACK:
             back_to = event.get("step") or 0
-            kept = [e for e in kept if e["type"] not in _SUPERSEDED or (e.get("step") or 0) <= back_to]
+            kept = [e for e in kept if e["type"] not in SUPERSEDED or (e.get("step") or 0) <= back_to]
         kept.append(event)
     return kept
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """Where a run stands."""
-
-    state: State
-    """"interrupted": the process ended without an event that says so."""
-    step: int = 0
-    """Optimizer steps done."""
-    steps: int | None = None
-    """Steps to do, as the last event with a field `steps` said."""
-    message: str = ""
-    """What it is doing, or why it ended."""
-    pid: int | None = None
-    """Process that trains or trained it."""
-    alive: bool = False
-    """Whether that process runs."""
-    last_event_time: float | None = None
-    """Unix time of the last event, seconds."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """Fields of the last step event."""
-
-
-def run_status(run: RunDir) -> RunStatus:
-    """The status of a run, from its events and its process and nothing else."""
-    while True:
-        process = last_process(events := read_events(run.events))
-        if process is None or is_same_process(*process):
-            return _status(events, process[0] if process else None, alive=process is not None)
-        # Read again now that it is known to be gone: its last words may have come in between.
-        if last_process(events := read_events(run.events)) == process:
-            return _status(events, process[0], alive=False)
-
-
-def last_process(events: Iterable[Event]) -> tuple[int, float | None] | None:
-    """Id and start time of the process that last took the run up, or None if none ever did."""
-    last = None
-    for event in events:
-        if event["type"] in _STARTS and isinstance(event.get("pid"), int):
-            last = (event["pid"], event.get("pid_started"))
-    return last
-
-
-def _status(events: list[Event], pid: int | None, alive: bool) -> RunStatus:
-    state: State = "created"
-    step, steps, message, metrics = 0, None, "", {}
-    for event in events:
-        kind = event["type"]
-        state = _next_state(state, event)
-        step = (event.get("step") or 0) if kind in _GOES_BACK else event.get("step") or step
-        steps = event.get("steps", steps)
-        if kind == "step":
-            metrics = {name: value for name, value in event.items() if name not in _ENVELOPE}
-        elif kind in _STARTS or kind in _ENDS or kind in ("phase", "paused"):
-            message = event.get("message") or event.get("phase") or ""
-    if not alive and state in ("running", "paused", "stopping"):
-        state = "interrupted"
-        message = f"The process ended at step {step} without a word: it was killed, or it crashed."
-    last_event_time = events[-1]["time"] if events else None
-    return RunStatus(state, step, steps, message, pid, alive, last_event_time, metrics)
-
-
-def _next_state(state: State, event: Event) -> State:
-    kind = event["type"]
-    if kind in _ENDS:
-        return _ENDS[kind]
-    if kind in _STARTS:
-        return "running"
-    # A stop is not taken back: whatever the trainer does after it belongs to the stopping.
-    if state == "stopping" or (kind == "phase" and event.get("phase") == "stopping"):
-        return "stopping"
-    if kind == "paused":
-        return "paused"
-    return "running" if kind in ("phase", "step") else state
-
-
-def _parse(line: bytes) -> Event | None:
+def parse_event(line: bytes) -> Event | None:
+    """The event of a line, or None where the line is none that this version knows."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .disk import write_atomic
-from .events import Event, read_events
+from .events import Event
+from .reader import reader_of
 from .run_dir import RunDir, checkpoint_step, list_runs
 
 CURVES = ("loss", "margin", "chosen_mse", "rejected_mse", "learning_rate", "peak_memory_bytes")
@@ -42,14 +42,14 @@ def run_history(run: RunDir, max_points: int = 600) -> History:
         run: the run.
         max_points: longer curves are averaged over neighbouring steps down to at most this many points.
     """
-    events = read_events(run.events)
-    points = _averaged([e for e in events if e["type"] == "step"], max_points)
+    reader = reader_of(run)
+    course = reader.curves(CURVES, max_points)
     return History(
-        steps=[p["step"] for p in points],
-        curves={name: [p.get(name) for p in points] for name in CURVES},
-        evaluated=[e for e in events if e["type"] == "evaluated"],
-        samples=list(dict.fromkeys(e["path"] for e in events if e["type"] == "sample_saved")),
-        warnings=[e.get("message", "") for e in events if e["type"] == "warning"],
+        steps=course.steps,
+        curves=course.values,
+        evaluated=reader.events("evaluated"),
+        samples=list(dict.fromkeys(e["path"] for e in reader.events("sample_saved"))),
+        warnings=[e.get("message", "") for e in reader.events("warning")],
     )
 
 
@@ -57,19 +57,6 @@ def margin_of(event: Event) -> float | None:
     """The margin of a step: how much larger the rejected image's error is than the chosen one's."""
     chosen, rejected = event.get("chosen_mse"), event.get("rejected_mse")
     return None if chosen is None or rejected is None else rejected - chosen
-
-
-def _averaged(events: Sequence[Event], max_points: int) -> list[dict[str, Any]]:
-    width = max(1, -(-len(events) // max_points))
-    points: list[dict[str, Any]] = []
-    for start in range(0, len(events), width):
-        part = [{**e, "margin": margin_of(e)} for e in events[start : start + width]]
-        point: dict[str, Any] = {"step": part[-1]["step"]}
-        for name in CURVES:
-            values = [e[name] for e in part if isinstance(e.get(name), int | float)]
-            point[name] = sum(values) / len(values) if values else None
-        points.append(point)
-    return points
 
 
 def best_step(run: RunDir) -> int | None:
@@ -81,7 +68,7 @@ def best_step(run: RunDir) -> int | None:
     steps = [checkpoint_step(path) for path in run.list_checkpoints()]
     if not steps:
         return None
-    measured = {e["step"]: e for e in read_events(run.events) if e["type"] == "evaluated"}
+    measured = {e["step"]: e for e in reader_of(run).events("evaluated")}
     known = [s for s in steps if s in measured]
     if not known:
         return steps[-1]

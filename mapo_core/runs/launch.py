@@ -15,9 +15,10 @@ from typing import Literal
 
 from ..errors import RunError
 from .child import is_locked
-from .events import RunStatus, last_process, read_events, run_status
 from .process import is_same_process, process_start_time
+from .reader import reader_of, run_status
 from .run_dir import RunDir
+from .status import RunStatus
 
 Lifetime = Literal["tied", "detached"]
 
@@ -66,7 +67,7 @@ class RunHandle:
         """The run's status; "failed" also when the process ended before it could write any event."""
         alive = self.is_alive()
         status = run_status(self.run)
-        if self._process is None or alive or _count_starts(self.run) > self._starts_before:
+        if self._process is None or alive or reader_of(self.run).starts() > self._starts_before:
             return status
         message = (
             f"The training process ended with code {self._process.returncode} before it began. "
@@ -147,7 +148,7 @@ def start_run(
         # Nobody is there whom these could have been meant for.
         for verb in run.pending():
             run.answer(verb)
-        starts_before = _count_starts(run)
+        starts_before = reader_of(run).starts()
         process = _spawn(run, lifetime, python or sys.executable, env or {})
         _children[run.path.absolute()] = process
     pid_started = process_start_time(process.pid)
@@ -158,7 +159,7 @@ def start_run(
 
 def attach(run: RunDir) -> RunHandle | None:
     """Find the living process of a run, or None: by the id and start time in its events, or as started from here."""
-    process = last_process(read_events(run.events))
+    process = reader_of(run).process()
     if process is not None and is_same_process(*process):
         return RunHandle(run, *process)
     child = _children.get(run.path.absolute())
@@ -227,10 +228,6 @@ def _end_process(pid: int, force: bool) -> None:
         os.killpg(pid, signal.SIGKILL if force else signal.SIGTERM)
     else:
         os.kill(pid, signal.SIGKILL if force else signal.SIGTERM)
-
-
-def _count_starts(run: RunDir) -> int:
-    return sum(event["type"] in ("run_started", "run_resumed") for event in read_events(run.events))
 
 
 def _last_line(log: Path) -> str:

@@ -18,6 +18,7 @@ from mapo_core.runs import (
     events,
     process_start_time,
     read_events,
+    reader,
     run_status,
 )
 
@@ -247,5 +248,5 @@ class TestStatus:
             history(run, ("run_finished", 5))
             return False
 
-        monkeypatch.setattr(events, "is_same_process", end)
+        monkeypatch.setattr(reader, "is_same_process", end)
         assert run_status(run).state == "finished"
