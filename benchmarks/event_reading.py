@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mapo_core.runs import RunDir, create_run, run_history, run_status  # noqa: E402
+from mapo_core.runs import RunDir, create_run, run_history, run_status
 
 FIELDS = ("loss", "chosen_mse", "rejected_mse", "rewards/accuracies", "rewards/margins", "grad_norm", "learning_rate")
 
