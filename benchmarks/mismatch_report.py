@@ -342,8 +342,8 @@ def markdown(record: dict[str, Any], pictures: dict[str, str]) -> str:
         "Pilots with one seed, before the grid, shaped its settings: the steps of a task were set with SFT alone; "
         f"{RATE:g} is the learning rate of the methods that spend their configurations on something else because SFT, "
         "DCO and MaPO learned there without losing objects or colours; Diffusion-DPO destroyed the pictures at 1e-3 "
-        "with beta 20 and 200 on the general task and learned nothing at beta 2000 and lower rates on the style task, so "
-        "its set of configurations was replaced once, in its favour, by the one that is used now."
+        "with beta 20 and 200 on the general task and learned nothing at beta 2000 and lower rates on the style task; "
+        "its set of configurations was therefore replaced once, in its favour, by the one that is used now."
     )
     if record["missing"]:
         lines += ["**The grid is not complete.** Missing, and therefore not in the figures below:", ""]
