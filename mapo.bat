@@ -14,7 +14,9 @@ call :find python3
 if not defined mapo_python goto no_python
 
 if "%~1"=="test" goto test
-call %mapo_python% -I -S "%mapo_root%scripts\setup.py" run
+set "mapo_level=run"
+if "%~1"=="ui" set "mapo_level=ui"
+call %mapo_python% -I -S "%mapo_root%scripts\setup.py" %mapo_level%
 if not "%errorlevel%"=="0" exit /b 1
 "%mapo_venv_python%" "%mapo_root%mapo_core\__main__.py" %*
 exit /b %errorlevel%

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         quiet_import_notices()
         return job_child(words[1])
+    if words[:1] == ["ui"]:  # a face, which has its own options
+        return page(words[1:])
     rest, settings = split_settings(words)
     known = build_parser().parse_args(rest)
     known.settings, known.findings = settings, ()
@@ -194,6 +198,20 @@ def compare(args: argparse.Namespace) -> int:
         strengths=args.strength,
     )
     print(path)
+    return 0
+
+
+def page(words: list[str]) -> int:
+    """The trainer in a browser: a face, started by its path, because the core imports none."""
+    entry = Path(__file__).resolve().parent.parent / "web" / "gradio_app" / "__main__.py"
+    if not entry.exists():
+        print(f"Error: the page is not installed here ({entry}). Use a clone of the repository.", file=sys.stderr)
+        return 1
+    if importlib.util.find_spec("gradio") is None:
+        print("Error: the page needs gradio. Start it with ./mapo ui, or: pip install 'gradio>=6'", file=sys.stderr)
+        return 1
+    sys.argv[1:] = words
+    runpy.run_path(str(entry), run_name="__main__")
     return 0
 
 
@@ -446,6 +464,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
 
     add_measures(add)
+    add("ui", None, "The trainer in your browser, on this machine: pairs, training, results.", "mapo ui --port 8000")
     return parser
 
 

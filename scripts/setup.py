@@ -1,4 +1,4 @@
-"""Sets up .venv beside the `mapo` script: the right torch, the requirements, and for `dev` the tools of the tests.
+"""Sets up .venv beside the `mapo` script: the right torch, the requirements, for `ui` gradio, for `dev` the tools of the tests.
 
 Run by `mapo` and `mapo.bat` before everything else, with any Python 3.11-3.13 and the standard library alone. When
 nothing changed it only compares a fingerprint. Every step looks at what is there and does the rest, so that a set-up
@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LEVELS = ("run", "dev")
+LEVELS = ("run", "ui", "dev")  # each includes those before it
 GPU_TRACES = ("/dev/nvidia0", "/proc/driver/nvidia")
 
 
@@ -37,7 +37,7 @@ class SetupError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Set up for `run` or `dev`."""
+    """Set up for one of LEVELS."""
     level = arguments[0] if arguments else "run"
     if level not in LEVELS:
         print(f"setup.py takes one of {', '.join(LEVELS)}, not {level!r}", file=sys.stderr)
@@ -129,12 +129,13 @@ def has_nvidia_gpu() -> bool:
 
 
 def requirements(root: Path, level: str) -> list[str]:
-    """The packages of a level: requirements.txt, and for `dev` the extra of that name in pyproject.toml."""
+    """The packages of a level: requirements.txt, and for the others the extras in pyproject.toml."""
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
     packages = [line.split("#")[0].strip() for line in lines]
-    if level == "dev":
+    if level != "run":
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        packages += project["optional-dependencies"]["dev"]
+        for extra in LEVELS[1 : LEVELS.index(level) + 1]:
+            packages += project["optional-dependencies"][extra]
     return [package for package in packages if package]
 
 
@@ -154,7 +155,7 @@ def is_done(root: Path, level: str) -> bool:
 
 
 def mark_done(root: Path, level: str) -> None:
-    """Remember a set-up that ended well; `dev` includes `run`."""
+    """Remember a set-up that ended well, and with it those that it includes."""
     for done in LEVELS[: LEVELS.index(level) + 1]:
         mark = root / ".venv" / f"setup-{done}"
         temporary = mark.with_suffix(".tmp")

@@ -124,6 +124,19 @@ def test_the_checks_above_see_relative_and_nested_imports(tmp_path: Path, monkey
     assert len(offences(modules(package), lambda name: not name.startswith(("gradio", "mapo_core.config")))) == 2
 
 
+def test_the_page_uses_the_public_api_alone() -> None:
+    """No torch, no ComfyUI, and of the core what is listed in `__all__`."""
+    free = {"gradio", "pandas", "PIL", "starlette", "web", "yaml", "mapo_core"}
+    for path in modules(ROOT / "web" / "gradio_app"):
+        for name, line in imported(path):
+            package, _, last = name.rpartition(".")
+            top = name.split(".")[0]
+            assert top in free or top in sys.stdlib_module_names, f"{path.name}:{line} imports {name}"
+            if top == "mapo_core":
+                public = name in PUBLIC or (package in PUBLIC and last in public_names(package))
+                assert public, f"{path.name}:{line} imports {name}, which is not public"
+
+
 @pytest.mark.parametrize(
     "command",
     [

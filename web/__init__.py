@@ -1,0 +1,1 @@
+"""The faces that a browser shows: `comfyui` inside ComfyUI, `gradio_app` on its own."""

@@ -1,0 +1,45 @@
+"""How the pages look: system fonts (nothing is fetched from elsewhere), colours, and a few rules for small screens."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+_SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "Liberation Mono", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """The theme; light or dark as the browser asks."""
+    return gr.themes.Soft(
+        primary_hue=gr.themes.colors.teal,
+        secondary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=[gr.themes.Font(name) for name in _SANS],
+        font_mono=[gr.themes.Font(name) for name in _MONO],
+    ).set(block_label_text_weight="500", block_title_text_weight="500")
+
+
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.mapo-head h1 { margin: 0; font-size: 1.35rem; }
+.mapo-head p { margin: 0; opacity: .75; }
+.mapo-status { font-size: .95rem; line-height: 1.5; }
+.mapo-bar { height: 8px; border-radius: 4px; background: var(--neutral-200); overflow: hidden; margin: 6px 0; }
+.dark .mapo-bar { background: var(--neutral-700); }
+.mapo-bar > div { height: 100%; background: var(--primary-500); }
+.mapo-badge { display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: .82rem; font-weight: 600;
+  background: var(--neutral-200); color: var(--neutral-800); }
+.mapo-badge.running, .mapo-badge.starting { background: var(--primary-600); color: #fff; }
+.mapo-badge.failed { background: #b91c1c; color: #fff; }
+.mapo-badge.finished { background: #166534; color: #fff; }
+.mapo-facts { display: flex; flex-wrap: wrap; gap: 2px 18px; }
+.mapo-log textarea { font-family: var(--font-mono) !important; font-size: .78rem !important; }
+@media (max-width: 640px) {
+  .gradio-container { max-width: 100vw !important; overflow-x: clip; }
+  .gradio-container main, .gradio-container .main, .gradio-container .wrap { padding-left: 4px !important;
+    padding-right: 4px !important; max-width: 100% !important; }
+  .mapo-head h1 { font-size: 1.15rem; }
+  #mapo-tabs > .tab-wrapper button { padding-left: 7px; padding-right: 7px; }
+}
+"""
