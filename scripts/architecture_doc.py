@@ -32,6 +32,7 @@ def file_list() -> str:
     folders = [
         ROOT / "mapo_core",
         *sorted(p.parent for p in (ROOT / "mapo_core").glob("*/__init__.py")),
+        ROOT / "web" / "gradio_app",
         ROOT / "nodes",
         ROOT / "scripts",
     ]
