@@ -1,4 +1,4 @@
-"""Sets up .venv beside the `mapo` script: the right torch, the requirements, `ui`: gradio, `dev`: the tools of the tests.
+"""Sets up .venv beside the `mapo` script: the right torch, the requirements, gradio for `ui`, test tools for `dev`.
 
 Run by `mapo` and `mapo.bat` before everything else, with any Python 3.11-3.13 and the standard library alone. When
 nothing changed it only compares a fingerprint. Every step looks at what is there and does the rest, so that a set-up
