@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError, MapoError, PairsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .config import TrainConfig
     from .pairs import LintReport, PreferencePair, RowFilter
     from .runs import Lifetime, RunDir
@@ -76,7 +78,7 @@ def train(args: argparse.Namespace) -> int:
         from .runs import open_run
 
         return run_child(open_run(args.run), args.lifetime)
-    from .pairs import pairs_text, require_scores
+    from .pairs import pair_lines, require_scores
     from .runs import create_run
 
     values = settings_of(args)
@@ -92,7 +94,7 @@ def train(args: argparse.Namespace) -> int:
     if report.errors:
         print("Nothing was trained. Correct the errors above and run the same command again.", file=sys.stderr)
         return 1
-    run = create_run(config.name, config.to_json(), pairs_text(pairs))
+    run = create_run(config.name, config.to_json(), pair_lines(pairs))
     print(f"Run folder: {run.path}")
     return train_and_show(run, args.lifetime)
 
@@ -253,7 +255,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def config_and_pairs(
     values: dict[str, Any], args: argparse.Namespace, generate: bool = True
-) -> tuple[TrainConfig, list[PreferencePair]]:
+) -> tuple[TrainConfig, Sequence[PreferencePair]]:
     """Check the settings, then read or build the pairs; rejected images are generated where none are given."""
     from .config import build_config
     from .families import detect
@@ -299,10 +301,10 @@ def row_filter(args: argparse.Namespace) -> RowFilter:
 
 def generated_pairs(
     config: TrainConfig, chosen: list[Any], folder: Path, args: argparse.Namespace
-) -> list[PreferencePair]:
+) -> Sequence[PreferencePair]:
     """Rejected images from the base model; where training follows, in a process that gives its memory back."""
     from .console import ProgressLine
-    from .pairs import GenerationSettings, generate_rejected, read_pairs, rejected_folder
+    from .pairs import GenerationSettings, generate_rejected, open_pairs, rejected_folder
 
     kept = rejected_folder(folder)
     if args.command in TRAINING:
@@ -316,7 +318,7 @@ def generated_pairs(
         done = subprocess.run([*command, "--out", str(listing), "--overwrite", *words, *settings], check=False)
         if done.returncode:
             raise PairsError("The rejected images could not all be generated; the same command goes on from there.")
-        return read_pairs(listing)
+        return open_pairs(listing)
     line = ProgressLine()
     line.line(f"Rejected images from the base model, kept in {kept}")
     return generate_rejected(
@@ -332,7 +334,9 @@ def generated_pairs(
     ).pairs
 
 
-def lint_set(found: list[PreferencePair], config: TrainConfig, with_model: bool = True, extra: Any = ()) -> LintReport:
+def lint_set(
+    found: Sequence[PreferencePair], config: TrainConfig, with_model: bool = True, extra: Any = ()
+) -> LintReport:
     """The linter with the model's resolution and tokenizer."""
     from .families import FAMILIES, count_tokens, detect, load_tokenizers
     from .pairs import lint_pairs

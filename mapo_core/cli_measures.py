@@ -11,7 +11,7 @@ from .errors import ConfigError, PairsError
 from .evaluate.scorers import SCORERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .config import TrainConfig
     from .pairs import PreferencePair
@@ -201,7 +201,7 @@ def weight_folders(args: argparse.Namespace) -> dict[str, Path]:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def config_and_chosen(args: argparse.Namespace) -> tuple[TrainConfig, list[PreferencePair]]:
+def config_and_chosen(args: argparse.Namespace) -> tuple[TrainConfig, Sequence[PreferencePair]]:
     """A run's settings and pairs, or those of the options; without rejected images a chosen one stands for both."""
     from .cli import settings_of
     from .config import build_config, load_config

@@ -1,4 +1,4 @@
-"""In which order pairs are trained, and how a step is cut into batches of one shape. Pure Python.
+"""In which order pairs are trained, and how a step is cut into batches of one shape; a few bytes per pair.
 
 A step is a group of `group_size` pairs, drawn the same way whatever the batch size, the accumulation or the number
 of processes; how the group is then cut into batches changes the speed and nothing else. Groups are of one bucket as
@@ -8,9 +8,11 @@ far as the numbers allow, so that batches are full.
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -33,30 +35,51 @@ def step_groups(buckets: Sequence[Hashable], group_size: int, seed: int, skip: i
         seed: seed of the run.
         skip: groups already trained; the next one is yielded first.
     """
-    return islice(_groups(buckets, group_size, seed), skip, None)
+    return _groups(_numbered(buckets), group_size, seed, skip)
 
 
-def _groups(buckets: Sequence[Hashable], group_size: int, seed: int) -> Iterator[list[Draw]]:
+def _numbered(buckets: Sequence[Hashable]) -> np.ndarray:
+    """The buckets as small numbers, [N]; two bytes per pair."""
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter((numbers.setdefault(b, len(numbers)) for b in buckets), np.uint16, len(buckets))
+
+
+def _groups(buckets: np.ndarray, group_size: int, seed: int, skip: int) -> Iterator[list[Draw]]:
     waiting: list[Draw] = []  # what the last epoch left over; a set smaller than a group collects several epochs
     epoch = 0
     while True:
         rng = random.Random(f"{seed}/order/{epoch}")
-        order = list(range(len(buckets)))
-        rng.shuffle(order)
-        members: dict[Hashable, list[Draw]] = {}
-        for index in order:
-            members.setdefault(buckets[index], []).append(Draw(epoch, index))
-        groups: list[list[Draw]] = []
-        for draws in members.values():
-            full = len(draws) // group_size * group_size
-            groups += [draws[i : i + group_size] for i in range(0, full, group_size)]
-            waiting += draws[full:]
-        while len(waiting) >= group_size:
-            groups.append(waiting[:group_size])
-            waiting = waiting[group_size:]
-        rng.shuffle(groups)
-        yield from groups
+        shuffled = array("i", range(len(buckets)))  # four bytes per pair; a list of numbers would take forty
+        rng.shuffle(shuffled)
+        order = np.frombuffer(shuffled, np.int32)
+        in_order = buckets[order]
+        full: list[np.ndarray] = []  # [groups, group_size] of each bucket, the one that comes first in order first
+        for bucket in _by_first_place(in_order):
+            members = order[in_order == bucket]
+            count = len(members) // group_size * group_size
+            full.append(members[:count].reshape(-1, group_size))
+            waiting += [Draw(epoch, int(i)) for i in members[count:]]
+        mixed = [waiting[i : i + group_size] for i in range(0, len(waiting) - group_size + 1, group_size)]
+        waiting = waiting[len(mixed) * group_size :]
+        ends = np.cumsum([len(part) for part in full])
+        numbers = array("i", range(int(ends[-1]) + len(mixed)))
+        rng.shuffle(numbers)
+        passed = min(skip, len(numbers))
+        skip -= passed
+        for number in numbers[passed:]:
+            if number >= ends[-1]:
+                yield mixed[number - int(ends[-1])]
+                continue
+            part = int(np.searchsorted(ends, number, side="right"))
+            row = full[part][number - (int(ends[part - 1]) if part else 0)]
+            yield [Draw(epoch, int(i)) for i in row]
         epoch += 1
+
+
+def _by_first_place(values: np.ndarray) -> list[int]:
+    """The different values, the one that comes first first."""
+    found, first = np.unique(values, return_index=True)
+    return [int(v) for v in found[np.argsort(first)]]
 
 
 def batches(group: Sequence[Draw], buckets: Sequence[Hashable], batch_size: int) -> list[list[Draw]]:

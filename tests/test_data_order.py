@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 
-from mapo_core.data_order import batches, split_held_out, step_groups
+import pytest
+
+from mapo_core.data_order import Draw, batches, split_held_out, step_groups
 
 
 def draws(buckets: list, group: int, count: int, seed: int = 0, skip: int = 0) -> list:
@@ -65,3 +69,38 @@ def test_small_sets() -> None:
     assert split_held_out(list("abcd"), 0.0, seed=0) == ([0, 1, 2, 3], [])
     assert split_held_out(["same"] * 5, 0.5, seed=0) == ([0, 1, 2, 3, 4], [])
     assert len(split_held_out([str(i) for i in range(10_000)], 0.5, seed=0)[1]) == 200
+
+
+def plain_groups(buckets: list, group_size: int, seed: int) -> Iterator[list[Draw]]:
+    """The order as it has been since the first version, in lists: a run that was begun then must go on in it."""
+    waiting: list[Draw] = []
+    epoch = 0
+    while True:
+        rng = random.Random(f"{seed}/order/{epoch}")
+        order = list(range(len(buckets)))
+        rng.shuffle(order)
+        members: dict = {}
+        for index in order:
+            members.setdefault(buckets[index], []).append(Draw(epoch, index))
+        groups: list[list[Draw]] = []
+        for found in members.values():
+            full = len(found) // group_size * group_size
+            groups += [found[i : i + group_size] for i in range(0, full, group_size)]
+            waiting += found[full:]
+        while len(waiting) >= group_size:
+            groups.append(waiting[:group_size])
+            waiting = waiting[group_size:]
+        rng.shuffle(groups)
+        yield from groups
+        epoch += 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_order_is_that_of_the_first_version(seed: int) -> None:
+    rng = random.Random(seed)
+    buckets = [(rng.choice([32, 40, 64]), 32) for _ in range(rng.choice([1, 3, 50, 700]))]
+    group = rng.choice([1, 4, 16])
+    expected = list(islice(plain_groups(buckets, group, seed), 200))
+    assert draws(buckets, group, 200, seed) == expected
+    for skip in (1, 7, 150, 199):
+        assert draws(buckets, group, 1, seed, skip) == [expected[skip]]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .lint import lint_pairs
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
-    from .pair import PairSet, PreferencePair, pairs_hash, pairs_text, read_pairs, write_pairs
+    from .pair import PairSet, PreferencePair, pair_lines, pairs_hash, pairs_text, read_pairs, write_pairs
+    from .pair_list import PairList, open_pairs, spool_pairs
     from .parquet import RowFilter, pairs_from_parquet
     from .prompts import read_prompts
     from .scores import require_scores
@@ -36,6 +37,7 @@ __all__ = [
     "ImagePrompt",
     "LintReport",
     "Match",
+    "PairList",
     "PairSet",
     "PreferencePair",
     "PromptFrom",
@@ -51,6 +53,8 @@ __all__ = [
     "lint_pairs",
     "list_images",
     "load_image",
+    "open_pairs",
+    "pair_lines",
     "pairs_from_csv",
     "pairs_from_folders",
     "pairs_from_jsonl",
@@ -69,6 +73,7 @@ __all__ = [
     "require_scores",
     "set_folder",
     "split_set",
+    "spool_pairs",
     "synthesize_pairs",
     "write_pairs",
 ]
@@ -83,7 +88,8 @@ _MODULES = {
     "lint": ("lint_pairs",),
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
-    "pair": ("PairSet", "PreferencePair", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
+    "pair": ("PairSet", "PreferencePair", "pair_lines", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
+    "pair_list": ("PairList", "open_pairs", "spool_pairs"),
     "parquet": ("RowFilter", "pairs_from_parquet"),
     "scores": ("require_scores",),
     "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),

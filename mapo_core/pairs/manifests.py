@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PairsError
-from .pair import PairSet, PreferencePair, build_pairs, read_pairs, read_text
+from .pair import PairSet, PreferencePair, checked_pairs, open_list, read_text
+from .pair_list import KEPT, open_pairs, spool_pairs
 from .parquet import RowFilter, pairs_from_parquet
 from .parquet_files import is_hub_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def read_pair_set(path: Path | str, images_dir: Path | None = None, keep: RowFil
     return pairs_from_manifest(path)
 
 
-def read_pair_source(path: Path | str, keep: RowFilter | None = None) -> list[PreferencePair]:
+def read_pair_source(path: Path | str, keep: RowFilter | None = None) -> Sequence[PreferencePair]:
     """The pairs of `read_pair_set`; what a person should know is logged as warnings."""
     found = read_pair_set(path, keep=keep)
     for finding in found.findings:
@@ -68,9 +69,10 @@ def pairs_from_jsonl(path: Path) -> PairSet:
     """Read one pair per line, with the fields of `PreferencePair`; image paths are relative to the file's folder.
 
     Raises:
-        PairsError: the file cannot be read, or lines are wrong; `problems` has all of them.
+        PairsError: the file cannot be read, or lines are wrong; `problems` has them.
     """
-    return _sourced(path, read_pairs(path))
+    found = open_pairs(path, _source(path))
+    return _found(path, found if len(found) > KEPT else list(found))
 
 
 def pairs_from_csv(path: Path) -> PairSet:
@@ -80,15 +82,24 @@ def pairs_from_csv(path: Path) -> PairSet:
     given, but for the prompt, which may be empty. Image paths are relative to the file's folder.
 
     Raises:
-        PairsError: the file cannot be read, or rows are wrong; `problems` has all of them.
+        PairsError: the file cannot be read, or rows are wrong; `problems` has them.
     """
-    return _sourced(path, build_pairs(path, _csv_records(path)))
+    pairs = checked_pairs(path, _csv_records(path), _source(path))
+    return _found(path, spool_pairs(pairs, _unpacked(path) / "pairs.jsonl"))
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    text = read_text(path)
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    with open_list(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        try:
+            header = text.readline()
+            text.seek(0)
+            yield from _csv_rows(csv.DictReader(text, delimiter=max(",;\t", key=header.count), strict=True))
+        except UnicodeDecodeError:
+            read_text(path)  # says where
+            raise
+
+
+def _csv_rows(reader: csv.DictReader) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         for row in reader:
             if None in row:
@@ -115,9 +126,12 @@ def _unpacked(source: Path | str) -> Path:
     return mapo_home() / "unpacked" / f"{name}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def _sourced(path: Path, pairs: list[PreferencePair]) -> PairSet:
-    """Pairs that do not say where they come from get the manifest's name."""
+def _source(path: Path) -> str:
+    """Where pairs come from that do not say it."""
+    return f"{path.name}; prompt from {path.name}"
+
+
+def _found(path: Path, pairs: Sequence[PreferencePair]) -> PairSet:
     if not pairs:
         raise PairsError(f"{path} has no pairs. Each line needs at least prompt, chosen and rejected.")
-    update = {"source": f"{path.name}; prompt from {path.name}"}
-    return PairSet([p if p.source else p.model_copy(update=update) for p in pairs], [], {"manifest": len(pairs)})
+    return PairSet(pairs, [], {"manifest": len(pairs)})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from .findings import Finding
+
+_PROBLEMS = 1000  # wrong lines that are told one by one
 
 IMAGE_FIELDS = ("chosen", "rejected", "chosen_mask", "rejected_mask")
 
@@ -66,54 +70,99 @@ class PairSet:
         counts: number of pairs by where their prompt comes from, and of rows that were left out.
     """
 
-    pairs: list[PreferencePair]
+    pairs: Sequence[PreferencePair]
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
-    """Read JSONL, one pair per line; image paths are relative to the file's folder.
+    """Read JSONL, one pair per line, into memory; image paths are relative to the file's folder.
 
-    Whether the images exist is for `lint_pairs` to say.
+    Whether the images exist is for `lint_pairs` to say. `open_pairs` leaves a large set in its file.
 
     Raises:
-        PairsError: the file cannot be read, or lines are wrong; `problems` has all of them with line numbers.
+        PairsError: the file cannot be read, or lines are wrong; `problems` has them with line numbers.
     """
-    return build_pairs(path, _json_records(path))
+    with open_list(path) as file:
+        return list(checked_pairs(path, ((number, record) for number, _, record in json_lines(path, file))))
 
 
-def build_pairs(path: Path, records: Iterable[tuple[int, dict[str, Any] | str]]) -> list[PreferencePair]:
-    """Validate records of a manifest.
+def checked_pairs(
+    path: Path, records: Iterable[tuple[int, dict[str, Any] | str]], source: str = ""
+) -> Iterator[PreferencePair]:
+    """Validate records of a manifest, one after the other.
 
     Args:
         path: the manifest; relative image paths start at its folder.
         records: (line number, fields), or (line number, what is wrong with the line).
+        source: where pairs come from that do not say it.
 
     Raises:
-        PairsError: `problems` has every wrong line.
+        PairsError: at the end, if lines are wrong.
     """
-    pairs: list[PreferencePair] = []
-    problems: list[str] = []
+    problems = Problems(path)
     folder = path.absolute().parent
     for line, record in records:
-        if isinstance(record, str):
-            problems.append(f"line {line}: {record}")
+        pair = parse_record(record)
+        if isinstance(pair, list):
+            problems.add(line, pair)
             continue
-        try:
-            pairs.append(_with_folder(PreferencePair.model_validate(record), folder))
-        except ValidationError as error:
-            problems += [f"line {line}: {_explain(e)}" for e in error.errors()]
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise PairsError(
-            f"{path} is not a valid list of pairs: {shown}. Correct these lines and read it again.", problems
-        )
-    return pairs
+        pair = absolute(pair, folder)
+        yield pair if pair.source or not source else pair.model_copy(update={"source": source})
+    problems.tell()
+
+
+def parse_record(record: dict[str, Any] | str) -> PreferencePair | list[str]:
+    """The pair, or all that is wrong with its fields; a text is what is wrong with the line already."""
+    if isinstance(record, str):
+        return [record]
+    try:
+        return PreferencePair.model_validate(record)
+    except ValidationError as error:
+        return [_explain(e) for e in error.errors()]
+
+
+class Problems:
+    """What is wrong with the lines of a manifest; of very many the first thousand are kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._first: list[str] = []
+        self._count = 0
+
+    def add(self, line: int, faults: Sequence[str]) -> None:
+        """Note what is wrong with a line."""
+        self._count += len(faults)
+        self._first += [f"line {line}: {fault}" for fault in faults][: max(0, _PROBLEMS - len(self._first))]
+
+    def tell(self) -> None:
+        """Say it, if there is anything.
+
+        Raises:
+            PairsError: there is.
+        """
+        if self._count:
+            shown = "; ".join(self._first[:3]) + (f"; and {self._count - 3} more" if self._count > 3 else "")
+            raise PairsError(
+                f"{self._path} is not a valid list of pairs: {shown}. Correct these lines and read it again.",
+                self._first,
+            )
+
+
+def pair_lines(pairs: Iterable[PreferencePair]) -> Iterator[str]:
+    """JSONL as a run folder stores it, line by line."""
+    return (p.model_dump_json(exclude_none=True) + "\n" for p in pairs)
+
+
+def record_line(pair: PreferencePair) -> str:
+    """A pair as a line of JSONL, its paths absolute."""
+    record = absolute(pair, Path.cwd()).model_dump(mode="json", exclude_none=True)
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def pairs_text(pairs: Iterable[PreferencePair]) -> str:
     """JSONL as a run folder stores it."""
-    return "".join(p.model_dump_json(exclude_none=True) + "\n" for p in pairs)
+    return "".join(pair_lines(pairs))
 
 
 def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
@@ -127,8 +176,7 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             for pair in pairs:
-                record = _with_folder(pair, Path.cwd()).model_dump(mode="json", exclude_none=True)
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(record_line(pair))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -172,17 +220,47 @@ def _file_hash(path: Path, number: int, name: str) -> str:
         raise PairsError(f"Pair {number}: {role} cannot be read: {path}: {error.strerror}.") from error
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    # Not splitlines: prompts may hold U+2028 and its like, which are no line ends in JSONL.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
+def json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    """The lines of an open JSONL file that are not empty: number from 1, offset in bytes, fields or what is wrong.
+
+    Raises:
+        PairsError: it is not UTF-8.
+    """
+    # Only \n ends a line: prompts may hold U+2028 and its like, which are no line ends in JSONL.
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        begin, offset = offset, offset + len(line)
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            line = line.removeprefix(codecs.BOM_UTF8)
+            begin += len(codecs.BOM_UTF8)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PairsError(
+                f"{path} is not UTF-8 (byte {begin + error.start}). Save it as UTF-8 and read it again."
+            ) from error
+        if not text.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(text)
         except ValueError as error:
-            yield number, f"not JSON ({error})"
+            yield number, begin, f"not JSON ({error})"
             continue
-        yield number, record if isinstance(record, dict) else "not a JSON object with the fields of a pair"
+        yield number, begin, record if isinstance(record, dict) else "not a JSON object with the fields of a pair"
+
+
+@contextmanager
+def open_list(path: Path) -> Iterator[BinaryIO]:
+    """A manifest, open for reading.
+
+    Raises:
+        PairsError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise PairsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
 
 
 def read_text(path: Path) -> str:
@@ -199,8 +277,8 @@ def read_text(path: Path) -> str:
         raise PairsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
 
 
-def _with_folder(pair: PreferencePair, folder: Path) -> PreferencePair:
-    """The pair with absolute paths."""
+def absolute(pair: PreferencePair, folder: Path) -> PreferencePair:
+    """The pair with absolute paths; relative ones start at `folder`."""
     relative = {n: getattr(pair, n) for n in IMAGE_FIELDS}
     moved = {n: folder / p for n, p in relative.items() if p is not None and not p.is_absolute()}
     return pair.model_copy(update=moved) if moved else pair

@@ -8,15 +8,17 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PairsError
 from .findings import Finding
 from .pair import PairSet, PreferencePair
+from .pair_list import spool_pairs
 from .parquet_files import ParquetFile, parquet_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 _REQUIRED = ("jpg_0", "jpg_1", "label_0", "caption")
@@ -81,24 +83,23 @@ def pairs_from_parquet(
         with _open(parquet, file) as table:
             rows.append(table.metadata.num_rows)
     total = sum(rows) * len(files) // len(rows)  # of remote files an estimate: asking each takes a request or two
-    pairs: list[PreferencePair] = []
     counts: Counter[str] = Counter()
     done = 0
-    for file in files:
-        if keep.limit is not None and len(pairs) >= keep.limit:
-            break
+
+    def rows_of(file: ParquetFile) -> Iterator[PreferencePair]:
+        nonlocal done
         with _open(parquet, file) as table:
             for group in range(table.num_row_groups):
-                if keep.limit is not None and len(pairs) >= keep.limit:
-                    break
                 part = _part(file, table, group, out_dir, keep)
-                pairs += [_pair(record, out_dir) for record in part["pairs"]]
                 counts.update(part["left_out"])
                 done += table.metadata.row_group(group).num_rows
                 if progress:
                     progress(done, max(done, total))
-    if keep.limit is not None:
-        pairs = pairs[: keep.limit]
+                yield from (_pair(record, out_dir) for record in part["pairs"])
+
+    # Lazily: beyond the limit no file is opened and no row group read.
+    wanted = islice((pair for file in files for pair in rows_of(file)), keep.limit)
+    pairs = spool_pairs(wanted, out_dir / "pairs.jsonl")
     findings = [_left_out(reason, counts[reason], done) for reason in _LEFT_OUT if counts[reason]]
     if not pairs:
         problems = [finding.message for finding in findings]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -182,13 +184,15 @@ def mapo_home() -> Path:
     return (data if data.is_absolute() else Path.home() / ".local" / "share") / "mapo"
 
 
-def create_run(name: str, config_json: str, pairs_jsonl: str | Path, home: Path | None = None) -> RunDir:
+def create_run(
+    name: str, config_json: str, pairs_jsonl: str | Path | Iterable[str], home: Path | None = None
+) -> RunDir:
     """Make a run folder; it appears complete or not at all, and never replaces another.
 
     Args:
         name: the run's name; if it is taken, the run becomes `<name>-2`, `<name>-3`, ...
         config_json: content of config.json.
-        pairs_jsonl: content of pairs.jsonl, or as a Path the file to copy.
+        pairs_jsonl: content of pairs.jsonl, or its lines one after the other, or as a Path the file to copy.
         home: where the `runs` folder lies; None is `mapo_home()`.
 
     Raises:
@@ -200,14 +204,16 @@ def create_run(name: str, config_json: str, pairs_jsonl: str | Path, home: Path 
     try:
         runs.mkdir(parents=True, exist_ok=True)
         remove_leftovers(runs)
-        pairs = pairs_jsonl.read_bytes() if isinstance(pairs_jsonl, Path) else pairs_jsonl
         with temp_folder(runs, name) as temp:
             fault_point("run:opened")
             draft = RunDir(temp)
             for folder in (draft.requests, draft.checkpoints, draft.samples, draft.export):
                 folder.mkdir()
             write_atomic(draft.config, config_json)
-            write_atomic(draft.pairs, pairs)
+            if isinstance(pairs_jsonl, str):
+                write_atomic(draft.pairs, pairs_jsonl)
+            else:
+                _write_pairs(draft.pairs, pairs_jsonl)
             sync_folder(temp)
             fault_point("run:synced")
             run = RunDir(_move_to_free_name(temp, runs / name))
@@ -216,6 +222,19 @@ def create_run(name: str, config_json: str, pairs_jsonl: str | Path, home: Path 
     except OSError as error:
         raise RunError(f"Cannot create run {name} in {runs}: {error}. Check its disk, or set MAPO_HOME.") from error
     return run
+
+
+def _write_pairs(path: Path, content: Path | Iterable[str]) -> None:
+    """A file as large as it may be, into a folder that nobody sees before it is complete."""
+    with path.open("wb") as file:
+        if isinstance(content, Path):
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        else:
+            file.writelines(line.encode() for line in content)
+        fault_point("pairs.jsonl:written")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _move_to_free_name(temp: Path, wanted: Path) -> Path:
