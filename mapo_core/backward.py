@@ -6,15 +6,27 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .batch import PairBatch, assemble, pair_errors
+from .batch import (
+    PairBatch,
+    assemble,
+    fixed_errors,
+    mean_squares,
+    mean_squares_gradient,
+    named_errors,
+    residuals,
+)
 from .data_order import Draw, batches
 from .inversion import invert_batch
+from .methods import safeguard_factor
 from .noising import draw_randomness, seed_of
+from .replay import RandomState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .session import Session
+
+TRAINED = ("chosen_mse", "rejected_mse", "class_mse")  # errors through which a loss reaches the adapter
 
 
 def accumulate(session: Session, group: list[Draw], buckets: list[tuple[int, int]]) -> dict[str, Tensor]:
@@ -60,12 +72,102 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
         # hand those made here, which have no gradient, to the forward pass below.
         with session.autocast():
             batch = invert_batch(session.model, session.family, batch, session.loss.inversion)
-    with session.autocast():
-        errors = pair_errors(session.model, session.family, batch, needs, class_batch)
-    losses, metrics = session.loss(**errors)  # [B]
-    session.accelerator.backward((losses * batch.weights).sum() / share)
-    found = {"loss": losses * batch.weights, **{k: v for k, v in errors.items() if k.endswith("_mse")}, **metrics}
+    split = session.split_pairs and (batch.paired or class_batch is not None)
+    found = (split_backward if split else joint_backward)(session, batch, class_batch, share)
     return {name: value.detach().sum() for name, value in found.items()}
+
+
+# --- the two forms ---------------------------------------------------------------------------------------------------
+
+
+def joint_backward(session: Session, batch: PairBatch, class_batch: PairBatch | None, share: int) -> dict[str, Tensor]:
+    """Both images of each pair in one forward pass; loss and metrics per pair, [B] each."""
+    model, family = session.model, session.family
+    with session.autocast():
+        errors = fixed_errors(model, family, batch, session.loss.needs)
+        residual = residuals(model, family, batch)  # [B or 2B, 4, h, w]
+        errors |= named_errors(mean_squares(batch, residual), batch)
+        if class_batch is not None:
+            errors["class_mse"] = mean_squares(class_batch, residuals(model, family, class_batch))
+    chosen, rejected = residual.detach().split(len(batch.weights)) if batch.paired else (residual.detach(), None)
+    pulls, found = pulls_of(session, errors, batch, share, chosen, rejected)
+    total = torch.stack([(errors[name] * pull).sum() for name, pull in pulls.items()]).sum()
+    session.accelerator.backward(total)
+    return found
+
+
+def split_backward(session: Session, batch: PairBatch, class_batch: PairBatch | None, share: int) -> dict[str, Tensor]:
+    """The same gradients with the activations of one image at a time, for one more forward pass of the chosen image.
+
+    The loss depends on the images through their errors K alone. So: K_w without gradient; the other image, rejected or
+    of the class, with gradient, and backward with dL/dK of it; the chosen image again, with the same random numbers,
+    and backward with dL/dK_w.
+    """
+    model, family, backward = session.model, session.family, session.accelerator.backward
+    # A context of autocast for each pass: it keeps the copies of the weights that it makes, and those made without
+    # gradient must not be handed to a pass that needs one.
+    with session.autocast():
+        errors = fixed_errors(model, family, batch, session.loss.needs, apart=True)
+    state = RandomState.of(session.accelerator.device)
+    rows = batch.chosen_rows
+    with session.autocast(), torch.no_grad():
+        chosen = residuals(model, family, batch, rows)
+    errors["chosen_mse"] = mean_squares(batch, chosen, rows)
+    name, other, other_rows = "rejected_mse", batch, batch.rejected_rows
+    if class_batch is not None:
+        name, other, other_rows = "class_mse", class_batch, class_batch.chosen_rows
+    with session.autocast():
+        residual = residuals(model, family, other, other_rows)
+        errors[name] = mean_squares(other, residual, other_rows)
+    rejected = residual.detach() if class_batch is None else None
+    pulls, found = pulls_of(session, errors, batch, share, chosen, rejected)
+    backward((errors[name] * pulls[name]).sum())
+    del errors, residual  # the graph of the other image, before the chosen one's is built
+    with state.replayed():
+        with session.autocast():
+            mse = mean_squares(batch, residuals(model, family, batch, rows), rows)
+        backward((mse * pulls["chosen_mse"]).sum())
+    return found
+
+
+def pulls_of(
+    session: Session,
+    errors: dict[str, Tensor],
+    batch: PairBatch,
+    share: int,
+    chosen: Tensor,
+    rejected: Tensor | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """dL/dK of every error that is trained, with all weights; and what is reported of the batch, [B] each.
+
+    Args:
+        session: with the method's loss.
+        errors: what it needs, [B] each.
+        batch: the pairs.
+        share: pairs of this process in the step, over which the loss is averaged.
+        chosen, rejected: their residuals [B, 4, h, w], without gradient.
+    """
+    loss = session.loss
+    trained = [name for name in TRAINED if name in errors]
+    leaves = {name: errors[name].detach().requires_grad_() for name in trained}
+    losses, metrics = loss(**(errors | leaves))  # [B]
+    losses = losses * batch.weights
+    pulls = dict(zip(trained, torch.autograd.grad(losses.sum() / share, list(leaves.values())), strict=True))
+    found = {"loss": losses, **{k: v for k, v in errors.items() if k.endswith("_mse")}, **metrics}
+    if loss.safeguard_mu is not None and rejected is not None:
+        factor = safeguard_factor(
+            mean_squares_gradient(batch, chosen, batch.chosen_rows),
+            mean_squares_gradient(batch, rejected, batch.rejected_rows),
+            pulls["chosen_mse"],
+            pulls["rejected_mse"],
+            loss.safeguard_mu,
+        )
+        pulls["rejected_mse"] = pulls["rejected_mse"] * factor
+        found["safeguard/lambda"] = factor
+    return pulls, {name: value.detach() for name, value in found.items()}
+
+
+# --- class images ----------------------------------------------------------------------------------------------------
 
 
 def assemble_class(session: Session, draws: list[Draw], indices: list[int]) -> PairBatch:

@@ -118,38 +118,62 @@ def assemble(
     )
 
 
-def pair_errors(
-    model: DiffusionModel,
-    family: Family,
-    batch: PairBatch,
-    needs: frozenset[str],
-    class_batch: PairBatch | None = None,
+def pair_errors(model: DiffusionModel, family: Family, batch: PairBatch, needs: frozenset[str]) -> dict[str, Tensor]:
+    """What a method needs of the pairs, in one forward pass for both images; as `fixed_errors` and `mean_squares`."""
+    errors = fixed_errors(model, family, batch, needs)
+    return errors | named_errors(mean_squares(batch, residuals(model, family, batch)), batch)
+
+
+def fixed_errors(
+    model: DiffusionModel, family: Family, batch: PairBatch, needs: frozenset[str], *, apart: bool = False
 ) -> dict[str, Tensor]:
-    """What a method needs, each [B] float32: squared errors, mean over channels, height and width, and scores.
+    """What a method needs and training does not change: scores and errors of the reference, [B] float32 each.
 
     Args:
         model: with the adapter.
         family: of the model.
         batch: the pairs.
         needs: names as `methods.base.Loss` explains them.
-        class_batch: a class image for each pair, if the method needs them.
+        apart: chosen and rejected images in forward passes of their own.
     """
-    errors: dict[str, Tensor] = dict(batch.scores)
+    errors: dict[str, Tensor] = {name: values for name, values in batch.scores.items() if name in needs}
+    sides = [batch.chosen_rows, batch.rejected_rows] if apart and batch.paired else [ALL]
     for suffix, reference in REFERENCES.items():
         if any(name.endswith(suffix) for name in needs):
-            errors |= _named(squared_errors(model, family, batch, reference=reference), batch, suffix)
-    errors |= _named(squared_errors(model, family, batch), batch, "")
-    if class_batch is not None:
-        errors["class_mse"] = squared_errors(model, family, class_batch)
-    return {name: errors[name] for name in needs}
+            found = [mean_squares(batch, residuals(model, family, batch, s, reference=reference), s) for s in sides]
+            errors |= named_errors(torch.cat(found), batch, suffix)
+    return {name: values for name, values in errors.items() if name in needs}
 
 
-def squared_errors(
+def named_errors(errors: Tensor, batch: PairBatch, suffix: str = "") -> dict[str, Tensor]:
+    """The errors [B or 2B] of a batch under the names that methods know."""
+    if not batch.paired:
+        return {f"chosen_mse{suffix}": errors}
+    chosen, rejected = errors.chunk(2)
+    return {f"chosen_mse{suffix}": chosen, f"rejected_mse{suffix}": rejected}
+
+
+def mean_squares(batch: PairBatch, residual: Tensor, rows: Rows = ALL) -> Tensor:
+    """K of these rows, [R] float32: the mean over channels, height and width.
+
+    Args:
+        batch: the pairs.
+        residual: of `residuals`, [R, 4, h, w].
+        rows: which rows they are.
+    """
+    return residual.pow(2).mean(dim=(1, 2, 3))
+
+
+def mean_squares_gradient(batch: PairBatch, residual: Tensor, rows: Rows = ALL) -> Tensor:
+    """dK / d prediction, like `residual`; arguments as of `mean_squares`."""
+    return residual * (2 / residual[0].numel())
+
+
+def residuals(
     model: DiffusionModel, family: Family, batch: PairBatch, rows: Rows = ALL, *, reference: Reference | None = None
 ) -> Tensor:
-    """K of these rows, [R] float32; arguments as of `predict_rows`."""
-    model_pred = predict_rows(model, family, batch, rows, reference=reference)
-    return (model_pred.float() - batch.target[rows]).pow(2).mean(dim=(1, 2, 3))
+    """Prediction - target of these rows, [R, 4, h, w] float32; arguments as of `predict_rows`."""
+    return predict_rows(model, family, batch, rows, reference=reference).float() - batch.target[rows]
 
 
 def predict_rows(
@@ -188,13 +212,6 @@ def row_conditions(
     """What the denoiser is told beside the latents of these rows; arguments as of `predict_rows`."""
     conditions = batch.base_conditions if reference == "base_prompt" else batch.conditions
     return {name: tensor[rows] for name, tensor in conditions.items()}
-
-
-def _named(errors: Tensor, batch: PairBatch, suffix: str) -> dict[str, Tensor]:
-    if not batch.paired:
-        return {f"chosen_mse{suffix}": errors}
-    chosen, rejected = errors.chunk(2)
-    return {f"chosen_mse{suffix}": chosen, f"rejected_mse{suffix}": rejected}
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -63,6 +63,7 @@ class Session:
     optimizer: Any
     schedule: Any
     precision: str
+    split_pairs: bool  # one image of a pair after the other, with the same gradients in less memory
     step: int = 0
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
@@ -169,6 +170,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         optimizer=optimizer,
         schedule=schedule,
         precision=precision,
+        split_pairs=config.memory.split_pairs == "on",
     )
     restore(session)
     session.emit(

@@ -8,6 +8,7 @@ from .diffusion_dpo import DiffusionDPOConfig, DiffusionDPOLoss
 from .dreambooth import DreamBoothConfig, DreamBoothLoss
 from .inpo import InPOConfig, InPOLoss
 from .mapo import MaPOConfig, MaPOLoss
+from .safeguard import safeguard_factor
 from .sft import SFTConfig, SFTLoss
 from .smpo import SmPOConfig, SmPOLoss
 
@@ -40,4 +41,5 @@ __all__ = [
     "SFTLoss",
     "SmPOConfig",
     "SmPOLoss",
+    "safeguard_factor",
 ]

@@ -46,6 +46,11 @@ class Loss(Protocol):
         """How x_t is made by inversion; None: by adding Gaussian noise."""
         ...
 
+    @property
+    def safeguard_mu(self) -> float | None:
+        """mu of `safeguard_factor`, by which the rejected gradient is then scaled; None: it is not."""
+        ...
+
     def __call__(self, *args: Any, **errors: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss per pair [B], float32, and metrics per pair [B], detached."""
         ...

@@ -35,6 +35,7 @@ class DCOLoss:
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "chosen_mse_base"})
     inversion: Inversion | None = None
+    safeguard_mu: float | None = None
 
     def __init__(self, beta: float = 1000.0) -> None:
         self.beta = beta

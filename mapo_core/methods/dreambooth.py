@@ -44,6 +44,7 @@ class DreamBoothLoss:
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "class_mse"})
     inversion: Inversion | None = None
+    safeguard_mu: float | None = None
 
     def __init__(self, prior_weight: float = 1.0) -> None:
         self.prior_weight = prior_weight

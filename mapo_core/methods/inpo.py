@@ -41,6 +41,7 @@ class InPOLoss:
     """-logsigmoid(u) with Diffusion-DPO's u, where x_t comes from DDIM inversion and its noise is computed back."""
 
     needs: ClassVar[frozenset[str]] = DiffusionDPOLoss.needs
+    safeguard_mu: float | None = None
 
     def __init__(self, beta: float = 5000.0, inversion_steps: int = 10, eta: float = 0.1) -> None:
         self.inversion = Inversion(steps=inversion_steps, eta=eta)

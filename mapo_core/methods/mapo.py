@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from .._settings import Settings
+from .safeguard import published_mu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,13 @@ class MaPOConfig(Settings):
     """Official form: factor on the error inside the link (`snr_value`). Default 0.5, the authors'."""
     logit_scale: float | None = Field(default=None, gt=0, le=1e6)
     """Official form: factor on the score difference (`num_train_timesteps`). Default 1000, the authors'."""
+    safeguard: bool = False
+    """Scale the rejected image's gradient down where its step would make the chosen image worse (Diffusion-SDPO). Use
+    it where the error on chosen images rises while the margin grows. The metric `safeguard/lambda` is the scale: 1 is
+    not at all."""
+    safeguard_mu: float | None = Field(default=None, ge=0, le=1)
+    """Share of the chosen image's own progress that the safeguard keeps: 1 lets the rejected image take none of it, 0
+    all. Default 0.6 for SDXL and 0.9 for SD 1.5, the paper's; 0.9 for the demo model."""
 
     @model_validator(mode="after")
     def _only_fields_of_this_form(self) -> Self:
@@ -56,14 +64,16 @@ class MaPOConfig(Settings):
 
     def build(self, family: str) -> MaPOLoss:
         """The loss with these settings."""
+        mu = published_mu(self.safeguard, self.safeguard_mu, family)
         if self.parametrisation == "paper":
-            return MaPOLoss("paper", beta=64.0 if self.beta is None else self.beta)
+            return MaPOLoss("paper", beta=64.0 if self.beta is None else self.beta, safeguard_mu=mu)
         default_weight = 0.02 if family == "demo" else 0.1
         return MaPOLoss(
             "official",
             margin_weight=default_weight if self.margin_weight is None else self.margin_weight,
             link_scale=0.5 if self.link_scale is None else self.link_scale,
             logit_scale=1000.0 if self.logit_scale is None else self.logit_scale,
+            safeguard_mu=mu,
         )
 
 
@@ -76,6 +86,7 @@ class MaPOLoss:
         margin_weight: weight of the margin term.
         link_scale: factor on the errors inside the link.
         logit_scale: factor on the difference of the scores.
+        safeguard_mu: for the trainer, as `Loss` explains it.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse", "rejected_mse"})
@@ -89,7 +100,9 @@ class MaPOLoss:
         margin_weight: float = 0.1,
         link_scale: float = 0.5,
         logit_scale: float = 1000.0,
+        safeguard_mu: float | None = None,
     ) -> None:
+        self.safeguard_mu = safeguard_mu
         if parametrisation == "paper":
             self.scale, self.power, self.gain, self.weight = 1.0, beta, 1.0, 1.0 / beta
         else:

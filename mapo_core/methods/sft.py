@@ -27,6 +27,7 @@ class SFTLoss:
 
     needs: ClassVar[frozenset[str]] = frozenset({"chosen_mse"})
     inversion: Inversion | None = None
+    safeguard_mu: float | None = None
 
     def __call__(self, chosen_mse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss per pair [B]; no metrics beyond it."""

@@ -44,6 +44,7 @@ class SmPOLoss:
     needs: ClassVar[frozenset[str]] = frozenset(
         {"chosen_mse", "rejected_mse", "chosen_mse_ref", "rejected_mse_ref", "chosen_score", "rejected_score"}
     )
+    safeguard_mu: float | None = None
 
     def __init__(self, beta: float = 5000.0, gamma: float = 10.0, inversion_steps: int = 10) -> None:
         self.beta = beta

@@ -61,13 +61,13 @@ def test_the_noise_that_inversion_finds_leads_from_the_latents_to_x_t(
 ) -> None:
     session = prepare(new_run(f"noise-{method}", method=METHODS[method]), None, None)
     seen: list[batch.PairBatch] = []
-    real = backward.pair_errors
+    real = backward.fixed_errors
 
     def watch(model: Any, family: Any, found: batch.PairBatch, *rest: Any) -> Any:
         seen.append(found)
         return real(model, family, found, *rest)
 
-    monkeypatch.setattr(backward, "pair_errors", watch)
+    monkeypatch.setattr(backward, "fixed_errors", watch)
     backward_batch(session, [Draw(0, 1), Draw(1, 1)], 2)
     (found,) = seen
     assert set(found.levels) <= set(inversion_levels(session.loss.inversion.steps, 1000))
@@ -137,14 +137,17 @@ def test_dcos_reference_sees_the_base_prompt(new_run: Run, drawn_pairs: list[dic
         pairs = [{**r, **fields} for r in drawn_pairs]
         session = prepare(new_run(name, pairs=pairs, method=METHODS["dco"]), None, None)
         values: dict[str, float] = {}
-        real = session.loss
+        real: Any = session.loss
 
-        def watch(**errors: torch.Tensor) -> Any:
-            values.update({k: v.sum().item() for k, v in errors.items()})
-            return real(**errors)
+        class Watched:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
 
-        watch.needs, watch.inversion = real.needs, real.inversion
-        session.loss = watch
+            def __call__(self, **errors: torch.Tensor) -> Any:
+                values.update({k: v.sum().item() for k, v in errors.items()})
+                return real(**errors)
+
+        session.loss = Watched()  # pyright: ignore[reportAttributeAccessIssue]
         backward_batch(session, [Draw(0, 1), Draw(1, 1)], 2)
         return values["chosen_mse"], values["chosen_mse_base"]
 
