@@ -56,7 +56,8 @@ def test_a_small_step_on_a_linear_model_does_not_raise_the_chosen_error(loss: An
         generator = torch.Generator().manual_seed(seed)
         weights = torch.randn(1, 6, generator=generator, dtype=torch.double)
         chosen = weights - 0.05 * torch.randn(1, 6, generator=generator, dtype=torch.double)
-        rejected = weights - 0.06 * torch.randn(1, 6, generator=generator, dtype=torch.double)
+        apart = 0.06 * torch.randn(1, 6, generator=generator, dtype=torch.double)
+        rejected = weights - 0.8 * (weights - chosen) - apart  # the two errors have much in common
 
         def errors(weights: torch.Tensor, *targets: torch.Tensor) -> list[torch.Tensor]:
             return [(weights - target).pow(2).mean(1) for target in targets]
