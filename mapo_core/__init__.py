@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     )
     from .families import FAMILIES, detect
     from .fields import FormField, FormGroup, form_field, form_groups
+    from .goals import GOALS, Goal
     from .methods import METHODS
     from .pictures import contact_sheet, pair_sheet
     from .reopen import open_trained
     from .report import run_report
+    from .request import find_models, named_sets, pairs_from, request_run, settings_text
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,13 @@ _HOMES = {
     "FAMILIES": "families",
     "detect": "families",
     "METHODS": "methods",
+    "GOALS": "goals",
+    "Goal": "goals",
+    "find_models": "request",
+    "named_sets": "request",
+    "pairs_from": "request",
+    "request_run": "request",
+    "settings_text": "request",
     "FormField": "fields",
     "FormGroup": "fields",
     "form_field": "fields",
@@ -67,12 +76,14 @@ _HOMES = {
 
 __all__ = [
     "FAMILIES",
+    "GOALS",
     "METHODS",
     "CacheError",
     "ConfigError",
     "ExportError",
     "FormField",
     "FormGroup",
+    "Goal",
     "MapoError",
     "ModelError",
     "PairsError",
@@ -86,17 +97,22 @@ __all__ = [
     "demo_pairs",
     "demo_values",
     "detect",
+    "find_models",
     "form_field",
     "form_groups",
     "load_config",
     "load_settings",
     "main",
     "merge_settings",
+    "named_sets",
     "open_trained",
     "pair_sheet",
+    "pairs_from",
+    "request_run",
     "run_chart",
     "run_report",
     "set_value",
+    "settings_text",
 ]
 
 

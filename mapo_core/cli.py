@@ -383,6 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
     from .cli_measures import add_measures
     from .cli_pairs import add_pair_makers
+    from .cli_queue import add_queue
     from .methods import METHODS
 
     parser = argparse.ArgumentParser(
@@ -468,6 +469,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
 
     add_measures(add)
+    add_queue(add)
     add("ui", None, "The trainer in your browser, on this machine: pairs, training, results.", "mapo ui --port 8000")
     return parser
 

@@ -75,6 +75,18 @@ class FormField:
             return {"on": True, "off": False}.get(value, value)
         return value
 
+    def to_form(self, value: Any) -> Any:
+        """A setting as the form shows it; the other way round than `to_setting`."""
+        if value is None:
+            return self.automatic if self.automatic is not None else _shown(None, self.kind)
+        if self.kind == "choice" and isinstance(value, bool):
+            return "on" if value else "off"
+        if self.kind == "toggles":
+            return list(value)
+        if self.kind in ("text", "choice"):
+            return str(value)
+        return _shown(value, self.kind)
+
 
 @dataclass(frozen=True)
 class FormGroup:

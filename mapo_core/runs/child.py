@@ -62,6 +62,18 @@ def is_locked(run: RunDir) -> bool:
 
 def _try_lock(descriptor: int, run: RunDir) -> bool:
     try:
+        return try_lock_file(descriptor)
+    except OSError as error:
+        raise RunError(f"Cannot lock {run.lock}: {error}. Put MAPO_HOME on a local disk.") from error
+
+
+def try_lock_file(descriptor: int) -> bool:
+    """Take the lock of an open file if nobody has it; the system gives it back when the file is closed.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
         if sys.platform == "win32":
             import msvcrt
 
@@ -72,8 +84,6 @@ def _try_lock(descriptor: int, run: RunDir) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:
-        raise RunError(f"Cannot lock {run.lock}: {error}. Put MAPO_HOME on a local disk.") from error
     return True
 
 

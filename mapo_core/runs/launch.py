@@ -71,7 +71,7 @@ class RunHandle:
             return status
         message = (
             f"The training process ended with code {self._process.returncode} before it began. "
-            f"{self.run.log} ends with: {_last_line(self.run.log)}"
+            f"{self.run.log} ends with: {last_line(self.run.log)}"
         )
         return dataclasses.replace(status, state="failed", message=message, pid=self.pid, alive=False)
 
@@ -212,6 +212,11 @@ def creation_flags(lifetime: Lifetime) -> int:
     return 0
 
 
+def reap(process: subprocess.Popen[bytes]) -> None:
+    """Take the end of a process whenever it comes, so that no zombie stays."""
+    threading.Thread(target=process.wait, name="mapo-reaper", daemon=True).start()
+
+
 def _reap(run: RunDir, process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin is not None:
@@ -230,7 +235,10 @@ def _end_process(pid: int, force: bool) -> None:
         os.kill(pid, signal.SIGKILL if force else signal.SIGTERM)
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last words of a log."""
+    if not log.exists():
+        return "nothing"
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode("utf-8", errors="replace").split("\n")

@@ -27,9 +27,11 @@ from mapo_core.runs import (
     clean_leftovers,
     create_run,
     folder_atomic,
+    launch,
     list_runs,
     open_run,
     remove_folder,
+    run_queue,
     watch_parent,
     write_atomic,
 )
@@ -113,6 +115,9 @@ def load_state(checkpoint: Path) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "session":
         session(Path(sys.argv[2]))
+    elif sys.argv[1:3] == ["queue", "run"]:
+        launch.MAIN = Path(__file__).resolve()
+        run_queue()
     else:
         if sys.argv[4] == "tied":
             watch_parent(lambda: os._exit(3))
