@@ -62,8 +62,8 @@ def write_pictures(folder: Path, style: str, count: int = PAIRS, seed: int = 0) 
     Returns:
         The chosen and the rejected folder.
     """
+    from ..pictures import save_image
     from ..runs import write_atomic
-    from ..sampling import save_image
 
     chosen, rejected = folder / "chosen", folder / "rejected"
     for path in (chosen, rejected):

@@ -81,11 +81,14 @@ def add_to_queue(run: RunDir, *, first: bool = False) -> int:
     """
     home = run.path.absolute().parents[1]
     with _editing(home) as entries:
+        entries[:] = [known for e in entries if (known := _looked_after(home, e)) is not None]
         if any(e.run == run.name and not e.problem for e in entries):
             raise RunError(f"Run {run.name} is in the queue already.")
-        if attach(run) is not None or is_locked(run):
+        state = run_status(run).state
+        # After its last word a process needs a moment to end; the queue waits for that.
+        if state in ("running", "paused", "stopping") or (state == "created" and is_locked(run)):
             raise RunError(f"Run {run.name} is being trained already.")
-        if run_status(run).state == "finished":
+        if state == "finished":
             raise RunError(f"Run {run.name} is finished. To train longer, start a new run.")
         entries[:] = [e for e in entries if e.run != run.name]
         entry = QueueEntry(run.name, time.time(), reader_of(run).starts())
@@ -236,7 +239,7 @@ def _start_next(home: Path, entries: list[QueueEntry], started: list[RunHandle],
     for place, entry in enumerate(entries):
         run = RunDir(home / "runs" / entry.run)
         lane = device_lane(run)
-        if not entry.waiting or lane in busy:
+        if not entry.waiting or lane in busy or attach(run) is not None:
             continue
         busy.add(lane)
         try:

@@ -6,7 +6,7 @@ import gradio as gr
 
 from mapo_core import __version__
 
-from . import evaluate_page, pairs_page, results_page, runs_page, train
+from . import api, evaluate_page, pairs_page, results_page, runs_page, train
 from .context import AppContext
 from .theme import CSS, theme
 
@@ -23,17 +23,21 @@ LOOK = {"theme": theme(), "css": CSS}  # for `launch`
 
 def build_app(context: AppContext) -> gr.Blocks:
     """The app with all pages; fills in what the context shares between them."""
-    with gr.Blocks(title="MaPO trainer", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as app:
+    with gr.Blocks(
+        title="MaPO trainer", analytics_enabled=False, fill_width=True, delete_cache=(3600, 24 * 3600)
+    ) as app:
         gr.HTML(
             f"<div class='mapo-head'><h1>MaPO trainer</h1><p>From two folders of pictures to a LoRA · {__version__}"
             "</p></div>",
             padding=False,
         )
         context.open_run = gr.BrowserState("", storage_key="mapo-open-run")
-        context.clone = gr.State("")
+        context.clone = gr.State([])
+        context.app = app
         with gr.Tabs(selected="pairs", elem_id="mapo-tabs") as tabs:
             context.tabs = tabs
             for title, name, page in PAGES:
                 with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
                     page.build(context)
+        api.build(context)
     return app

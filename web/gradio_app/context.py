@@ -33,7 +33,8 @@ class AppContext:
         data_roots: folders that may be read; while `listen` is off, every folder may.
         listen: whether other machines can reach the app.
         open_run: the name of the run that the pages are about; one per browser, kept when the page is loaded again.
-        clone: the name of a run whose settings the Train page is to take over; "" for none.
+        clone: the name of a run whose settings the Train page is to take over, and when that was asked; [] for none.
+        app: the page as a whole, for what happens when it is loaded.
         tabs: the row of tabs; `gr.Tabs(selected="train")` as its output shows a page.
     """
 
@@ -42,6 +43,7 @@ class AppContext:
     listen: bool = False
     open_run: gr.BrowserState | None = None
     clone: gr.State | None = None
+    app: gr.Blocks | None = None
     tabs: gr.Tabs | None = None
 
     @property

@@ -17,11 +17,23 @@ def theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_md,
         font=[gr.themes.Font(name) for name in _SANS],
         font_mono=[gr.themes.Font(name) for name in _MONO],
-    ).set(block_label_text_weight="500", block_title_text_weight="500")
+    ).set(
+        block_title_background_fill="transparent",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_title_text_weight="600",
+        block_label_text_weight="500",
+        block_border_width="0",
+        input_border_width="1px",
+        input_shadow="none",
+        button_secondary_shadow="none",
+        button_secondary_border_color="*border_color_primary",
+        checkbox_label_shadow="none",
+    )
 
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container main { max-width: 1240px !important; margin: 0 auto !important; }
 .mapo-head h1 { margin: 0; font-size: 1.35rem; }
 .mapo-head p { margin: 0; opacity: .75; }
 .mapo-status { font-size: .95rem; line-height: 1.5; }
@@ -34,6 +46,10 @@ CSS = """
 .mapo-badge.failed { background: #b91c1c; color: #fff; }
 .mapo-badge.finished { background: #166534; color: #fff; }
 .mapo-facts { display: flex; flex-wrap: wrap; gap: 2px 18px; }
+.mapo-scroll { overflow-x: auto; }
+.mapo-table { border: 0 !important; width: 100%; border-collapse: collapse; font-size: .9rem; }
+.mapo-table th, .mapo-table td { text-align: left; padding: 5px 10px 5px 0; white-space: nowrap;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .mapo-log textarea { font-family: var(--font-mono) !important; font-size: .78rem !important; }
 @media (max-width: 640px) {
   .gradio-container { max-width: 100vw !important; overflow-x: clip; }
