@@ -1,16 +1,19 @@
-"""The LoRA on the denoiser: adding it, switching it off for the reference, reading and writing its weights."""
+"""The adapter on the model: adding it, switching it off for the reference, reading and writing its weights."""
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-from .errors import RunError
+from .adapter_config import Placement, peft_config, place_adapters
+from .components import TEXT_ENCODERS, UNET, parts
+from .errors import ConfigError, RunError
 from .noising import seed_of
 from .parameters import ParameterGroup
 
@@ -23,39 +26,79 @@ if TYPE_CHECKING:
     from .sections import AdapterConfig
 
 ADAPTER = "default"
+_START_AT_ZERO = ("lora_B", "hada_w2_b", "lokr_w1.", "lokr_w1_a")  # so that training starts at the base model
 
 
 def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed: int) -> list[ParameterGroup]:
-    """Put a fresh LoRA on the denoiser; everything else is frozen.
+    """Put a fresh adapter on the denoiser; everything else is frozen.
 
-    The down weights are Gaussian and the up weights zero, so that training starts at the base model. They are drawn
-    from `seed` alone and kept in float32 whatever the precision of the model.
+    One of an update's matrices is zero, so that training starts at the base model; the others are drawn from `seed`
+    alone. All are kept in float32 whatever the precision of the model.
 
     Returns:
-        The parameters to train, as one group.
+        The parameters to train, one group for each part of the model.
+
+    Raises:
+        ConfigError: a pattern matches no layer, or this kind cannot be put on a quantised model.
     """
-    model.unet.requires_grad_(False)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.rank if config.alpha is None else config.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=config.dropout,
-        init_lora_weights="gaussian",
-        target_modules=family.target_modules(config.targets),
-    )
-    model.unet.add_adapter(lora, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue]
+    return [_add_to(placement, config, seed) for placement in place_adapters(model, family, config, [UNET])]
+
+
+def _add_to(placement: Placement, config: AdapterConfig, seed: int) -> ParameterGroup:
+    module: Any = placement.module
+    module.requires_grad_(False)
+    if config.type in {"loha", "lokr"}:
+        _require_whole_weights(placement, config.type)
+    lora = peft_config(config, placement)
+    if placement.part == UNET:
+        module.add_adapter(lora, adapter_name=ADAPTER)
+    else:
+        inject_adapter_in_model(lora, module, adapter_name=ADAPTER)
     # peft draws the initial weights on the model's device and in its precision; draw them again on the CPU, so
     # that a seed gives the same LoRA on every machine.
-    generator = torch.Generator().manual_seed(seed_of(seed, "adapter"))
-    parameters: dict[str, nn.Parameter] = {}
-    for name, parameter in model.unet.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        parameter.data = parameter.data.float()
-        if "lora_A" in name:
-            drawn = torch.randn(parameter.shape, generator=generator) / config.rank
-            parameter.data.copy_(drawn)
-        parameters[name] = parameter
-    return [ParameterGroup("unet", parameters)]
+    generator = torch.Generator().manual_seed(
+        seed_of(seed, "adapter") if placement.part == UNET else seed_of(seed, "adapter", placement.part)
+    )
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            if not any(part in name for part in (*_START_AT_ZERO, "lora_magnitude_vector")):
+                parameter.data.copy_(_initial(name, parameter, generator))
+    if config.type == "dora":
+        _set_lengths(module)
+    return ParameterGroup(placement.part, {n: p for n, p in module.named_parameters() if p.requires_grad})
+
+
+def _initial(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
+    if "lora_A" in name:
+        return torch.randn(parameter.shape, generator=generator) / parameter.shape[0]  # Gaussian over the rank
+    bound = 1 / math.sqrt(parameter[0].numel())  # as peft draws LoHa and LoKr
+    return (torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound
+
+
+def _set_lengths(module: nn.Module) -> None:
+    """DoRA's lengths from the base weights in float32, as the forward pass computes them; peft has rounded them."""
+    for layer in module.modules():
+        vectors: Any = getattr(layer, "lora_magnitude_vector", {})
+        if ADAPTER in vectors:
+            tuner: Any = layer
+            vectors[ADAPTER].update_layer(
+                base_layer=tuner.get_base_layer(),
+                lora_A=tuner.lora_A[ADAPTER].weight,
+                lora_B=tuner.lora_B[ADAPTER].weight,
+                scaling=tuner.scaling[ADAPTER],
+            )
+            vectors[ADAPTER].weight.data = vectors[ADAPTER].weight.data.detach().float()
+
+
+def _require_whole_weights(placement: Placement, kind: str) -> None:
+    for path in placement.ranks:
+        layer: Any = placement.module.get_submodule(path)
+        if hasattr(layer, "in_features") and tuple(layer.weight.shape) != (layer.out_features, layer.in_features):
+            raise ConfigError(
+                f"adapter.type {kind} needs the base model's weights as they are, and {path} is packed into 4 bits. "
+                "Choose adapter.type lora, rslora or dora, or another quantisation."
+            )
 
 
 @contextmanager
@@ -72,35 +115,65 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def lora_strength(unet: nn.Module, strength: float) -> Iterator[None]:
-    """Inside, the LoRA's update is multiplied by `strength`."""
-    layers: list[Any] = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
-    before = [dict(layer.scaling) for layer in layers]
+def lora_strength(model: DiffusionModel, strength: float) -> Iterator[None]:
+    """Inside, the adapter's change of every weight is multiplied by `strength`, as ComfyUI's LoRA loader does it."""
+    undo: list[Any] = []
+    layers: list[Any] = [m for part in parts(model).values() for m in part.modules() if isinstance(m, BaseTunerLayer)]
     for layer in layers:
-        layer.scaling[ADAPTER] *= strength
+        vectors = getattr(layer, "lora_magnitude_vector", {})
+        if ADAPTER in vectors:  # what DoRA's own module gives is all that it adds to the layer's output
+            undo.append(vectors[ADAPTER].register_forward_hook(lambda _m, _i, output: output * strength).remove)
+        elif ADAPTER in layer.scaling:
+            undo.append(_scaled(layer, strength))
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
+        for back in undo:
+            back()
+
+
+def _scaled(layer: Any, strength: float) -> Any:
+    before = layer.scaling[ADAPTER]
+    layer.scaling[ADAPTER] = before * strength
+    return lambda: layer.scaling.update({ADAPTER: before})
 
 
 def lora_state(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's weights under peft's names."""
+    """The weights of one module's adapter under peft's names."""
     return {k: v.detach() for k, v in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()}
 
 
-def load_lora_state(unet: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `lora_state` gave.
+def adapter_state(model: DiffusionModel) -> dict[str, Tensor]:
+    """All that is trained: the denoiser's adapter under peft's names, the text encoders' behind `text_encoder.`."""
+    state: dict[str, Tensor] = {}
+    for part, module in parts(model).items():
+        if ADAPTER in getattr(module, "peft_config", {}):
+            prefix = "" if part == UNET else f"{part}."
+            state |= {prefix + name: tensor for name, tensor in lora_state(module).items()}
+    return state
+
+
+def load_adapter_state(model: DiffusionModel, state: dict[str, Tensor]) -> None:
+    """Put back what `adapter_state` gave.
 
     Raises:
-        RunError: the names do not fit the adapter, so it is another run's.
+        RunError: the names or shapes do not fit the adapter, so it is another run's.
     """
-    expected = set(lora_state(unet))
-    if expected != set(state):
-        odd = sorted(expected ^ set(state))[:3]
+    expected = {name: tensor.shape for name, tensor in adapter_state(model).items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
+    if odd:
         raise RunError(
-            f"The checkpoint's LoRA does not fit this run's settings (for example {', '.join(odd)}). Resume with the "
-            "run's own config.json, or start a new run."
+            f"The checkpoint's LoRA does not fit this run's settings (for example {', '.join(odd[:3])}). Resume with "
+            "the run's own config.json, or start a new run."
         )
-    set_peft_model_state_dict(unet, state, adapter_name=ADAPTER)
+    for part, module in parts(model).items():
+        if ADAPTER in getattr(module, "peft_config", {}):
+            own = {k: v for k, v in state.items() if _belongs(k, part)}
+            prefix = "" if part == UNET else f"{part}."
+            set_peft_model_state_dict(module, {k.removeprefix(prefix): v for k, v in own.items()}, adapter_name=ADAPTER)
+
+
+def _belongs(name: str, part: str) -> bool:
+    first = name.partition(".")[0]
+    return first == part if first in TEXT_ENCODERS else part == UNET

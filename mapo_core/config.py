@@ -79,6 +79,15 @@ class TrainConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layout_has_the_kind(self) -> Self:
+        if self.adapter.type in {"loha", "lokr"} and self.export.layout == "diffusers":
+            raise ValueError(
+                f"export.layout diffusers has no form for adapter.type {self.adapter.type}: set export.layout to "
+                "kohya, the LyCORIS form that ComfyUI loads"
+            )
+        return self
+
     def to_json(self) -> str:
         """As stored in a run folder."""
         return self.model_dump_json(indent=2) + "\n"
@@ -151,7 +160,7 @@ def load_settings(path: Path) -> dict[str, Any]:
 def merge_settings(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """Nested settings of several sources in one; a later source wins, setting by setting.
 
-    A group whose `type` changes, such as another method, takes nothing of the one before.
+    Another method takes nothing of the settings of the one before.
     """
     merged = dict(first)
     for other in others:
@@ -160,7 +169,7 @@ def merge_settings(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, 
             if (
                 isinstance(value, dict)
                 and isinstance(before, dict)
-                and value.get("type", before.get("type")) == before.get("type")
+                and (name != "method" or value.get("type", before.get("type")) == before.get("type"))
             ):
                 merged[name] = merge_settings(before, value)
             else:

@@ -13,6 +13,8 @@ from .lora_adapter import live_modules, load_lora
 from .lora_check import Verification, verify_lora
 from .lora_file import (
     ADAPTER_METADATA,
+    COMFYUI_LENGTHS,
+    DORA_METADATA,
     Layout,
     LoraFile,
     Precision,
@@ -93,9 +95,11 @@ def export_lora(
     Raises:
         ExportError: there is nothing to export, weights are not finite, the disk refuses, or the proof fails.
     """
-    modules = live_modules(model.unet, adapter_name)
+    modules = live_modules(model, adapter_name)
     if layout == "kohya":
         header, tensors = dict(metadata or {}), kohya_tensors(modules, precision, family.kohya_prefix)
+        if modules[0].kind == "dora":
+            header[DORA_METADATA] = COMFYUI_LENGTHS
     else:
         header = {**(metadata or {}), ADAPTER_METADATA: adapter_metadata(modules)}
         tensors = diffusers_tensors(modules, precision)

@@ -1,8 +1,9 @@
 """The proof that a LoRA file holds the live adapter.
 
-Four steps, each of which has failed in practice: every key belongs to a layer and every layer is there; the stored
-weights are the live ones at the stored precision; diffusers' loader arrives at the same weights and scales; and the
-model predicts with the file what it predicts with the live adapter.
+Five steps, each of which has failed in practice: every key belongs to a layer and every layer is there; the stored
+weights are the live ones at the stored precision; ComfyUI's arithmetic on the file gives the change that the live
+adapter makes to every weight (kohya layout); diffusers' loader, or peft's where diffusers has none, arrives at the same
+weights and scales; and the model predicts with the file what it predicts with the live adapter.
 """
 
 from __future__ import annotations
@@ -13,17 +14,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .comfy_weights import comfyui_change
 from .errors import ExportError
-from .lora_adapter import attach, by_module, detach, live_modules, set_active, undisturbed
-from .lora_file import DIFFUSERS, DTYPES, file_keys, read_lora, read_modules, stored_form
-from .lora_keys import KOHYA, KOHYA_SUFFIXES, block_layout, check_against_naming_rules, some
+from .lora_adapter import (
+    adapted_layers,
+    attach,
+    by_module,
+    detach,
+    layer_parameters,
+    live_modules,
+    set_active,
+    undisturbed,
+)
+from .lora_file import (
+    DTYPES,
+    LoraFile,
+    LoraModule,
+    expected_keys,
+    file_keys,
+    read_lora,
+    read_modules,
+    stored_form,
+    with_comfyui_lengths,
+)
+from .lora_keys import KOHYA_PREFIXES, block_layout, check_against_naming_rules, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from .families.base import DiffusionModel, Family
-    from .lora_file import LoraModule
 
 _CHECK = "mapo_export_check"
 _LATENT_SIDE = 16
@@ -53,23 +73,32 @@ def verify_lora(model: DiffusionModel, family: Family, path: Path, *, adapter_na
     Raises:
         ExportError: names the keys or layers in which the file differs, or says how far the predictions are apart.
     """
-    live = {m.name: m for m in live_modules(model.unet, adapter_name)}
+    live = {m.name: m for m in live_modules(model, adapter_name)}
     _check_keys(model, family, path, live)
     file = read_lora(path)
     stored = by_module(read_modules(file), family, live)
-    _check_weights(path, live, stored)
-    with undisturbed(model.unet):
-        base = _predict(model.unet, [])
-        trained = _predict(model.unet, [adapter_name])
-        rounded = _predict(model.unet, [adapter_name], _rounded_parameters(model, live, stored, adapter_name))
+    _check_weights(file, live, stored)
+    if file.layout == "kohya":
+        _check_arithmetic(model, path, live, stored, adapter_name)
+    plain = {n: _plain(file, live[n], m) for n, m in stored.items()}
+    with undisturbed(model):
+        base = _predict(model, [])
+        trained = _predict(model, [adapter_name])
+        rounded = _predict(model, [adapter_name], _rounded_parameters(model, live, plain, adapter_name))
         try:
-            attach(model, family, path, stored, _CHECK)
-            loaded = _predict(model.unet, [_CHECK])
+            attach(model, family, file, plain, _CHECK)
+            loaded = _predict(model, [_CHECK])
         finally:
-            set_active(model.unet, [adapter_name])
-            detach(model.unet, _CHECK)
-    error = _arithmetic_eps(model.unet), torch.finfo(next(iter(stored.values())).down.dtype).eps
+            set_active(model, [adapter_name])
+            detach(model, _CHECK)
+    error = _arithmetic_eps(model.unet), torch.finfo(next(iter(stored.values())).dtype).eps
     return compare_predictions(path.name, base, trained, rounded, loaded, *error)
+
+
+def _plain(file: LoraFile, live: LoraModule, stored: LoraModule) -> LoraModule:
+    """With DoRA's lengths as the model has them."""
+    module = LoraModule(live.name, stored.weights, stored.alpha, live.base)
+    return with_comfyui_lengths(module, back=True) if file.kind == "dora" and file.layout == "kohya" else module
 
 
 def compare_predictions(
@@ -110,10 +139,10 @@ def compare_predictions(
 
 def _check_keys(model: DiffusionModel, family: Family, path: Path, live: Mapping[str, LoraModule]) -> None:
     keys = file_keys(path)
-    kohya = any(k.startswith(KOHYA) for k in keys)
-    suffixes = KOHYA_SUFFIXES if kohya else ("lora_A.weight", "lora_B.weight")
-    names = [family.kohya_prefix(name) if kohya else DIFFUSERS + name for name in live]
-    expected = {f"{name}.{suffix}" for name in names for suffix in suffixes}
+    kohya = any(k.startswith(KOHYA_PREFIXES) for k in keys)
+    expected: set[str] = set()
+    for module in live.values():
+        expected |= expected_keys(module, "kohya" if kohya else "diffusers", family.kohya_prefix)
     faults = {"lacks": expected - keys, "has in excess": keys - expected}
     problems = [f"{label} {some(odd)}" for label, odd in faults.items() if odd]
     if problems:
@@ -122,38 +151,100 @@ def _check_keys(model: DiffusionModel, family: Family, path: Path, live: Mapping
         check_against_naming_rules(keys, family.name, block_layout(model.unet.config))
 
 
-def _check_weights(path: Path, live: Mapping[str, LoraModule], stored: Mapping[str, LoraModule]) -> None:
+def _check_weights(file: LoraFile, live: Mapping[str, LoraModule], stored: Mapping[str, LoraModule]) -> None:
     """Bit for bit: the file has the live weights at its own precision and scale."""
     for name, module in live.items():
         found = stored[name]
-        if found.down.dtype not in DTYPES.values():
-            raise ExportError(f"{path.name} has {found.name} as {found.down.dtype}, which no program here writes.")
-        expected = stored_form(module, found.alpha, found.down.dtype)
-        for part in ("down", "up"):
-            if not torch.equal(getattr(expected, part), getattr(found, part)):
+        if found.dtype not in DTYPES.values():
+            raise ExportError(f"{file.path.name} has {found.name} as {found.dtype}, which no program here writes.")
+        expected = stored_form(module, found.alpha, found.dtype)
+        if expected.kind == "dora" and file.layout == "kohya":
+            expected = with_comfyui_lengths(expected)
+        for part, weights in expected.weights.items():
+            if part == "dora_scale":
+                same = torch.allclose(weights.flatten(), found.weights[part].float().flatten(), rtol=1e-5, atol=0)
+            else:
+                same = torch.equal(weights, found.weights[part])
+            if not same:
                 raise ExportError(
-                    f"{path.name}: the {part} weights of {found.name} (alpha {found.alpha:g}) are not the trained "
-                    "ones. Export the run again: mapo export RUN."
+                    f"{file.path.name}: the {part.removeprefix('lora_')} weights of {found.name} (alpha "
+                    f"{found.alpha:g}) are not the trained ones. Export the run again: mapo export RUN."
                 )
+
+
+@torch.no_grad()
+def _check_arithmetic(
+    model: DiffusionModel,
+    path: Path,
+    live: Mapping[str, LoraModule],
+    stored: Mapping[str, LoraModule],
+    adapter_name: str,
+) -> None:
+    """ComfyUI's arithmetic on the file against what peft's own layer makes of the rounded weights."""
+    for name, layer in adapted_layers(model, adapter_name).items():
+        base = live[name].base
+        assert base is not None
+        weight = base()
+        found = comfyui_change(stored[name].weights, stored[name].alpha, weight)
+        expected = live_change(layer, adapter_name, weight, _back_in_place(live[name], stored[name]))
+        apart, size = _rms(found - expected), _rms(expected)
+        if not apart <= 1e-4 * size + 1e-6 * _rms(weight) * (live[name].kind == "dora"):
+            raise ExportError(
+                f"ComfyUI would change {name} by {apart / size if size else apart:.2g} of the change otherwise than "
+                f"the trained adapter with {path.name}. Please report this with adapter.type and the versions of torch "
+                "and peft."
+            )
+
+
+def _back_in_place(live: LoraModule, stored: LoraModule) -> dict[str, Tensor]:
+    """The file's weights as the live layer has them: at its own scale, DoRA's lengths untouched."""
+    weights = {n: t.float() for n, t in stored.weights.items()}
+    if "dora_scale" in weights:
+        weights["dora_scale"] = live.weights["dora_scale"]
+    whole = {"lokr_w1", "lokr_w2"} <= weights.keys()
+    factor = live.alpha if whole else live.alpha / stored.alpha
+    if factor != 1:
+        part = next(n for n in ("lora_up", "hada_w1_a", "lokr_w1", "lokr_w1_a") if n in weights)
+        weights[part] = weights[part] / factor
+    return weights
+
+
+def live_change(layer: Any, adapter_name: str, weight: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """What peft's layer adds to its weight, like `weight`, with these tensors in place of its own for a moment."""
+    parameters = layer_parameters(layer, adapter_name)
+    kept = {n: p.data for n, p in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name].reshape(parameter.shape).to(parameter.device, torch.float32)
+        update = layer.get_delta_weight(adapter_name).detach().float().reshape(weight.shape)
+        if "dora_scale" not in parameters:
+            return update
+        changed = weight + update
+        norm = changed.flatten(1).norm(dim=1)
+        scale = parameters["dora_scale"].flatten() / norm
+        return changed * scale.reshape(-1, *[1] * (weight.ndim - 1)) - weight
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = kept[name]
 
 
 def _rounded_parameters(
     model: DiffusionModel, live: Mapping[str, LoraModule], stored: Mapping[str, LoraModule], adapter_name: str
 ) -> dict[str, Tensor]:
-    """The live adapter's parameters as the file rounds them, at the live scale."""
-    parameters: dict[str, Tensor] = {}
-    for name, module in live.items():
-        found = stored[name]
-        up = found.up.float() if found.alpha == module.alpha else found.up.float() * (found.alpha / module.alpha)
-        parameters[f"{name}.lora_A.{adapter_name}.weight"] = found.down.float().to(model.device)
-        parameters[f"{name}.lora_B.{adapter_name}.weight"] = up.to(model.device)
-    return parameters
+    """The live adapter's parameters as the file rounds them, at the live scale, under their names in the UNet."""
+    values: dict[int, Tensor] = {}
+    for name, layer in adapted_layers(model, adapter_name).items():
+        weights = _back_in_place(live[name], stored[name])
+        for own, parameter in layer_parameters(layer, adapter_name).items():
+            values[id(parameter)] = weights[own].reshape(parameter.shape).to(model.device)
+    return {n: values[id(p)] for n, p in model.unet.named_parameters() if id(p) in values}
 
 
 @torch.no_grad()
-def _predict(unet: Any, adapter_names: list[str], parameters: dict[str, Tensor] | None = None) -> Tensor:
+def _predict(model: DiffusionModel, adapter_names: list[str], parameters: dict[str, Tensor] | None = None) -> Tensor:
     """The UNet's prediction [2, 4, 16, 16] with these adapters on a fixed input, in float64 on the CPU."""
-    set_active(unet, adapter_names)
+    set_active(model, adapter_names)
+    unet: Any = model.unet
     first = next(unet.parameters())
     draw = torch.Generator().manual_seed(0)
 

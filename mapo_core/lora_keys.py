@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 KOHYA = "lora_unet_"
+KOHYA_TEXT = {
+    "sd15": {"text_encoder": "lora_te_"},
+    "sdxl": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
+}
+KOHYA_PREFIXES = (KOHYA, "lora_te_", "lora_te1_", "lora_te2_")
+LYCORIS = (
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+)
 KOHYA_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
+_SUFFIXES = {*KOHYA_SUFFIXES, *LYCORIS, "dora_scale"}
 
 _RESNET = {
     "conv1": "in_layers.2",
@@ -88,6 +98,13 @@ def comfyui_names(layout: BlockLayout) -> dict[str, str]:
     return {kohya_name(diffusers): ldm for diffusers, ldm in pairs}
 
 
+def text_encoder_names(family_name: str) -> list[str]:
+    """Kohya names that ComfyUI accepts for text encoders (comfy/lora.py, model_lora_keys_clip): 32 layers at most."""
+    parts = [f"self_attn_{p}_proj" for p in "qkv"] + ["self_attn_out_proj", "mlp_fc1", "mlp_fc2"]
+    prefixes = KOHYA_TEXT[family_name].values()
+    return [f"{p}text_model_encoder_layers_{i}_{name}" for p in prefixes for i in range(32) for name in parts]
+
+
 def kohya_name(module: str) -> str:
     """`mid_block.attentions.0.proj_in` -> `lora_unet_mid_block_attentions_0_proj_in`."""
     return KOHYA + module.replace(".", "_")
@@ -104,16 +121,18 @@ def check_against_naming_rules(keys: Iterable[str], family_name: str, layout: Bl
     Raises:
         ExportError: names the keys that ComfyUI would drop, and those that it would miss beside the others.
     """
-    accepted = comfyui_names(layout or PUBLISHED_LAYOUTS[family_name])
+    accepted = {*comfyui_names(layout or PUBLISHED_LAYOUTS[family_name]), *text_encoder_names(family_name)}
     keys = set(keys)
-    dropped = [k for k in keys if k.partition(".")[0] not in accepted or k.partition(".")[2] not in KOHYA_SUFFIXES]
+    dropped = [k for k in keys if k.partition(".")[0] not in accepted or k.partition(".")[2] not in _SUFFIXES]
     if dropped:
         raise ExportError(
             f"ComfyUI would not load {some(dropped)}: no such layer in a UNet of family {family_name}. Train other "
             "layers (adapter.targets), or report this: every layer that can be chosen should have a name."
         )
     modules = {k.partition(".")[0] for k in keys}
-    missing = {f"{module}.{suffix}" for module in modules for suffix in KOHYA_SUFFIXES} - keys
+    lycoris = {k.partition(".")[0] for k in keys if k.partition(".")[2] in LYCORIS}  # complete by `read_lora`'s rules
+    wanted = {f"{module}.{suffix}" for module in modules - lycoris for suffix in KOHYA_SUFFIXES}
+    missing = (wanted | {f"{module}.alpha" for module in lycoris}) - keys
     if missing:
         raise ExportError(f"The file lacks {some(missing)}. Export the run again: mapo export RUN.")
 

@@ -110,13 +110,15 @@ def _network(config: TrainConfig) -> dict[str, Any]:
     adapter = config.adapter
     alpha = adapter.rank if adapter.alpha is None else adapter.alpha
     conv = {"conv_dim": str(adapter.rank), "conv_alpha": str(alpha)} if "conv" in adapter.targets else {}
+    algorithm = {"dora": {"algo": "locon", "dora_wd": "True"}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"}}
+    lycoris = algorithm.get(adapter.type, {})
     return {
         "ss_output_name": config.name,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
         "ss_network_dim": adapter.rank,
         "ss_network_alpha": alpha,
         "ss_network_dropout": adapter.dropout,
-        "ss_network_args": json.dumps(conv),
+        "ss_network_args": json.dumps({**lycoris, **conv}),
         "ss_training_comment": f"ComfyUI-MaPO, method {config.method.type}",
     }
 

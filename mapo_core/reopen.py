@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .adapter import add_lora, load_lora_state, lora_strength
+from .adapter import add_lora, load_adapter_state, lora_strength
 from .checkpoints import load_checkpoint
 from .config import load_config
 from .devices import DTYPES, choose_precision, preferred_device
@@ -61,7 +61,7 @@ def open_trained(run: RunDir, step: int | None = None, device: str | None = None
     family = FAMILIES[detect(config.model.path, config.model.family).family]
     model = family.load(config.model, device=where, dtype=DTYPES[precision])
     add_lora(model, family, config.adapter, config.seed)
-    load_lora_state(model.unet, lora)
+    load_adapter_state(model, lora)
     model.unet.eval()
     return TrainedModel(config, model, family, state["step"], state)
 
@@ -168,9 +168,9 @@ def compare_run(
     titles: list[str] = []
     draw(True, "base")
     for path in paths:
-        load_lora_state(model.unet, load_checkpoint(path)[0])
+        load_adapter_state(model, load_checkpoint(path)[0])
         for strength in strengths:
-            with lora_strength(model.unet, strength):
+            with lora_strength(model, strength):
                 draw(False, (f"step {checkpoint_step(path)}, " if len(paths) > 1 else "") + f"strength {strength:g}")
     name = "compare_" + "_".join(f"{checkpoint_step(path):08d}" for path in paths[:4])
     sheet, number = run.samples / f"{name}.png", 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ._settings import Settings
 
@@ -68,7 +69,43 @@ class AdapterConfig(Settings):
     targets: tuple[Literal["attention", "feed_forward", "conv"], ...] = ("attention",)
     """Which UNet layers get a LoRA: attention (with its projections), feed_forward, conv (the residual blocks)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the LoRA's inputs dropped while training; more makes it harder to memorise the images."""
+    """Share of the LoRA's inputs dropped while training; more makes it harder to memorise the images. With LoHa and
+    LoKr it is the share of the update's rows."""
+    type: Literal["lora", "rslora", "dora", "loha", "lokr"] = "lora"
+    """Kind of update. "lora": two narrow matrices, what every program loads. "rslora": LoRA whose scale is alpha /
+    sqrt(rank), for ranks of 32 and more. "dora": LoRA with a trained length for every output, often better at low ranks
+    and slower. "loha" and "lokr" (LyCORIS): products of small matrices; "lokr" makes the smallest files. "loha" and
+    "lokr" are exported in the kohya layout alone."""
+    target_pattern: str | None = None
+    """Regular expression in place of `targets`: every layer of the UNet's blocks in whose name it is found gets a LoRA,
+    for example `attn2` (all cross-attention) or `^up_blocks\\..*(attn|ff)`. None: the groups of `targets`."""
+    rank_pattern: tuple[str, ...] = ()
+    """Other ranks for some layers, each "regular expression=rank"; the first that is found in a layer's name counts.
+    What kohya's users know as conv_dim=4 is `conv|time_emb_proj|sampler=4` with conv among the targets."""
+    alpha_pattern: tuple[str, ...] = ()
+    """Other alphas for some layers, each "regular expression=alpha", as with `rank_pattern`; kohya's conv_alpha=1 is
+    `conv|time_emb_proj|sampler=1`. Where alpha is None, every other layer's alpha is its own rank."""
+    lokr_factor: int = Field(default=-1, ge=-1)
+    """With "lokr": into which size the layers' sides are split; a larger value, up to the square root of a layer's
+    width, gives smaller files. -1 splits as evenly as possible."""
+
+    @field_validator("target_pattern")
+    @classmethod
+    def _a_pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            _compiled(value)
+        return value or None
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for text in value:
+            pattern, number = split_pattern(text)
+            _compiled(pattern)
+            whole = info.field_name == "rank_pattern"
+            if not number > 0 or (whole and number != int(number)):
+                raise ValueError(f"{text!r}: after the last = stands a {'whole ' if whole else ''}number above 0")
+        return value
 
     @field_validator("targets")
     @classmethod
@@ -76,6 +113,28 @@ class AdapterConfig(Settings):
         if not value:
             raise ValueError("name at least one of attention, feed_forward, conv")
         return tuple(dict.fromkeys(value))
+
+
+def split_pattern(text: str) -> tuple[str, float]:
+    """ "attn2=16" -> ("attn2", 16.0); the last = counts.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    pattern, equals, number = text.rpartition("=")
+    try:
+        if equals and pattern.strip():
+            return pattern.strip(), float(number)
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not of the form regular expression=number, for example attn2=16")
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 class OptimizerConfig(Settings):

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from . import checkpoints
-from .adapter import add_lora, load_lora_state
+from .adapter import add_lora, load_adapter_state
 from .cache import EncodedPairs, PromptCache, encode_pairs
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
@@ -232,7 +232,7 @@ def restore(session: Session) -> None:
     if path is None:
         return
     lora, optimizer, state = checkpoints.load_checkpoint(path)
-    load_lora_state(session.model.unet, lora)
+    load_adapter_state(session.model, lora)
     session.optimizer.load_state_dict(optimizer)
     session.schedule.load_state_dict(state["schedule"])
     scaler = session.accelerator.scaler

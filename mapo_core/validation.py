@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from . import checkpoints
-from .adapter import lora_state
+from .adapter import adapter_state
 from .evaluate.held_out import HeldOut, measure_held_out
 from .export import export_lora
 from .reopen import run_metadata
@@ -125,7 +125,7 @@ def save_state(session: Session) -> None:
     path = checkpoints.save_checkpoint(
         session.run,
         session.step,
-        lora_state(session.model.unet),
+        adapter_state(session.model),
         session.optimizer.state_dict(),
         others,
         session.config.checkpoint.keep,

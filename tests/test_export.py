@@ -582,11 +582,10 @@ def test_an_untrained_adapter_can_be_exported(tmp_path: Path) -> None:
 
 def test_no_adapter_and_other_adapters(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no LoRA named 'default'"):
-        live_modules(fresh().unet)
-    for variant in ({"use_dora": True}, {"lora_bias": True}):
-        model = trained(target_modules=["to_out.0"], **variant)
-        with pytest.raises(ExportError, match=r"to_out\.0 has a variant of LoRA"):
-            export_lora(model, SDXL, tmp_path / "style.safetensors")
+        live_modules(fresh())
+    model = trained(target_modules=["to_out.0"], lora_bias=True)
+    with pytest.raises(ExportError, match=r"to_out\.0 has a variant of LoRA"):
+        export_lora(model, SDXL, tmp_path / "style.safetensors")
 
 
 def test_a_folder_that_refuses(tmp_path: Path) -> None:

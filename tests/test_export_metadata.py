@@ -72,9 +72,9 @@ def modules() -> list[LoraModule]:
     draw = torch.Generator().manual_seed(0)
     noise = lambda *shape: torch.randn(shape, generator=draw)  # noqa: E731
     return [
-        LoraModule("mid_block.attentions.0.proj_in", noise(4, 8), noise(8, 4), 2.0),
-        LoraModule("mid_block.resnets.0.conv1", noise(4, 8, 3, 3), noise(8, 4, 1, 1), 2.0),
-        LoraModule("mid_block.attentions.0.proj_out", noise(2, 8), noise(8, 2), 6.0),
+        LoraModule("mid_block.attentions.0.proj_in", {"lora_down": noise(4, 8), "lora_up": noise(8, 4)}, 2.0),
+        LoraModule("mid_block.resnets.0.conv1", {"lora_down": noise(4, 8, 3, 3), "lora_up": noise(8, 4, 1, 1)}, 2.0),
+        LoraModule("mid_block.attentions.0.proj_out", {"lora_down": noise(2, 8), "lora_up": noise(8, 2)}, 6.0),
     ]
 
 
@@ -264,9 +264,10 @@ def test_one_alpha_for_all_layers_and_the_same_updates(tmp_path: Path) -> None:
     for module in modules():
         down, up = (tensors[f"{kohya_name(module.name)}.lora_{part}.weight"] for part in ("down", "up"))
         update = 2.0 / module.rank * up.flatten(1) @ down.flatten(1)
-        expected = module.alpha / module.rank * module.up.flatten(1) @ module.down.flatten(1)
+        own = module.weights
+        expected = module.alpha / module.rank * own["lora_up"].flatten(1) @ own["lora_down"].flatten(1)
         assert torch.allclose(update, expected, rtol=1e-5, atol=1e-6)
-        assert torch.equal(up, module.up) == (module.alpha == 2.0)
+        assert torch.equal(up, own["lora_up"]) == (module.alpha == 2.0)
 
 
 def test_hashes_are_kohyas(tmp_path: Path) -> None:

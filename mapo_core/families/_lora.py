@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..components import UNET, part_of
+from ..lora_keys import KOHYA, KOHYA_TEXT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +26,8 @@ def target_modules(groups: Sequence[str]) -> list[str]:
     return [name for group in groups for name in _GROUPS[group]]
 
 
-def kohya_prefix(module: str) -> str:
-    """The kohya name of a UNet module; ComfyUI and kohya load diffusers' names with underscores."""
-    return "lora_unet_" + module.replace(".", "_")
+def kohya_prefix(module: str, family: str) -> str:
+    """The kohya name of a layer, from its full name; ComfyUI and kohya load diffusers' names with underscores."""
+    part = part_of(module)
+    prefix = KOHYA if part == UNET else KOHYA_TEXT[family][part]
+    return prefix + module.removeprefix(f"{part}.").replace(".", "_")

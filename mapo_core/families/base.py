@@ -129,7 +129,10 @@ class Family(Protocol):
         ...
 
     def kohya_prefix(self, module: str) -> str:
-        """The kohya name of a UNet module, for example `lora_unet_down_blocks_1_attentions_0_proj_in`."""
+        """The kohya name of a layer, for example `lora_unet_down_blocks_1_attentions_0_proj_in`.
+
+        A text encoder's layer is given by its full name (`components.full_name`).
+        """
         ...
 
 

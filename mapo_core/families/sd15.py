@@ -80,5 +80,5 @@ class SD15:
         return _lora.target_modules(groups)
 
     def kohya_prefix(self, module: str) -> str:
-        """The kohya name of a UNet module."""
-        return _lora.kohya_prefix(module)
+        """The kohya name of a layer of the UNet or of a text encoder."""
+        return _lora.kohya_prefix(module, self.name)

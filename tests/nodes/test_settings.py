@@ -193,3 +193,11 @@ def test_text_reaches_every_setting(pack: Any) -> None:
     assert config.data.flip is True
     assert config.method.type == "sft"
     assert isinstance(config, TrainConfig)
+
+
+def test_a_section_with_a_type_keeps_its_other_settings() -> None:
+    """Only another method starts afresh: the node that chooses the optimizer must not undo the learning rate."""
+    merged = merge_settings({"optimizer": {"learning_rate": 1e-4}}, {"optimizer": {"type": "adamw"}})
+    assert merged == {"optimizer": {"learning_rate": 1e-4, "type": "adamw"}}
+    merged = merge_settings({"method": {"type": "mapo", "beta": 8}}, {"method": {"type": "sft"}})
+    assert merged == {"method": {"type": "sft"}}
