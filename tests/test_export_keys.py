@@ -8,6 +8,7 @@ and with the layers of a real UNet2DConditionModel of the published size.
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ def test_no_key_of_a_full_size_lora_is_missed(kind: str, groups: tuple[str, ...]
     family = FAMILIES[kind]
     with torch.device("meta"):
         unet.add_adapter(LoraConfig(r=4, target_modules=family.target_modules(groups)))
-    modules = adapted_layers(unet, "default")
+    modules = adapted_layers(SimpleNamespace(unet=unet, text_encoders=[]), "default")  # type: ignore[arg-type]
     layers = {"sdxl": (582, 722, 788), "sd15": (160, 192, 278)}[kind][len(groups) - 1]  # kohya counts 722 and 192 too
     assert len(modules) == layers
 
@@ -187,9 +188,9 @@ WRONG = {
     "of a block without attention": "lora_unet_down_blocks_0_attentions_0_proj_in.alpha",
     "of the last block": "lora_unet_down_blocks_2_downsamplers_0_conv.alpha",
     "with dots": "lora_unet_mid_block.attentions.0.proj_in.alpha",
-    "of DoRA": "lora_unet_mid_block_attentions_0_proj_in.dora_scale",
-    "of another factor": "lora_unet_mid_block_attentions_0_proj_in.hada_w1_a",
-    "of a text encoder": "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",
+    "of another factor": "lora_unet_mid_block_attentions_0_proj_in.oft_blocks",
+    "of a text encoder's norm": "lora_te1_text_model_encoder_layers_0_layer_norm1.alpha",
+    "of a third text encoder": "lora_te3_text_model_encoder_layers_0_mlp_fc1.alpha",
 }
 
 
