@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def test_an_arithmetic_that_comfyui_does_not_share_is_noticed(tmp_path: Path, mo
     model = trained("dora")
 
     def plain(module: Any, back: bool = False) -> Any:
-        return module
+        lengths = module.weights["dora_scale"].flatten()
+        shaped = lengths if back else lengths.reshape(-1, *[1] * (module.base().ndim - 1))
+        return replace(module, weights={**module.weights, "dora_scale": shaped})
 
     monkeypatch.setattr(lora_file, "with_comfyui_lengths", plain)
     monkeypatch.setattr(lora_check, "with_comfyui_lengths", plain)

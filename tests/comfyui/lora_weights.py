@@ -12,6 +12,10 @@ folder, lora, base, out = sys.argv[1:5]
 sys.argv = [sys.argv[0], "--cpu"]
 sys.path.insert(0, folder)
 
+import comfy.options  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+comfy.options.enable_args_parsing()  # else --cpu is not read
+
 import comfy.lora  # noqa: E402  # pyright: ignore[reportMissingImports]
 import comfy.utils  # noqa: E402  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file, save_file  # noqa: E402

@@ -146,7 +146,7 @@ def test_strength_is_a_share_of_the_change(model: Any, kind: str) -> None:
     for parameter in (p for p in model.unet.parameters() if p.requires_grad):
         parameter.data += torch.randn(parameter.shape, generator=draw)
     model.unet.eval()
-    (layer,) = [m for n, m in model.unet.named_modules() if n.endswith("attn1.to_q")]
+    layer = dict(model.unet.named_modules())["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
     x = torch.randn(3, layer.in_features, generator=draw)
     base, whole = layer.get_base_layer()(x), layer(x)
     with lora_strength(model, 0.5):
