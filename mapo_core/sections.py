@@ -78,13 +78,13 @@ class AdapterConfig(Settings):
     "lokr" are exported in the kohya layout alone."""
     target_pattern: str | None = None
     """Regular expression in place of `targets`: every layer of the UNet's blocks in whose name it is found gets a LoRA,
-    for example `attn2` (all cross-attention) or `^up_blocks\\..*(attn|ff)`. None: the groups of `targets`."""
+    for example `attn2`, which is all cross-attention, or `^up_blocks.*attn`. None: the groups of `targets`."""
     rank_pattern: tuple[str, ...] = ()
     """Other ranks for some layers, each "regular expression=rank"; the first that is found in a layer's name counts.
-    What kohya's users know as conv_dim=4 is `conv|time_emb_proj|sampler=4` with conv among the targets."""
+    What kohya's users know as conv_dim=4 is `conv=4` and `time_emb_proj=4`, with conv among the targets."""
     alpha_pattern: tuple[str, ...] = ()
     """Other alphas for some layers, each "regular expression=alpha", as with `rank_pattern`; kohya's conv_alpha=1 is
-    `conv|time_emb_proj|sampler=1`. Where alpha is None, every other layer's alpha is its own rank."""
+    `conv=1` and `time_emb_proj=1`. Where alpha is None, every other layer's alpha is its own rank."""
     lokr_factor: int = Field(default=-1, ge=-1)
     """With "lokr": into which size the layers' sides are split; a larger value, up to the square root of a layer's
     width, gives smaller files. -1 splits as evenly as possible."""

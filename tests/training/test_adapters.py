@@ -104,7 +104,7 @@ def test_layers_by_expression_and_ranks_and_alphas_by_pattern(model: Any) -> Non
 
 def test_kohyas_conv_dim(model: Any) -> None:
     """What the settings' text says: every convolution, and nothing of the attention."""
-    config = config_of(rank=8, targets=ALL, rank_pattern=["conv|time_emb_proj|sampler=4"])
+    config = config_of(rank=8, targets=ALL, rank_pattern=["conv=4", "time_emb_proj=4"])
     (placement,) = place_adapters(model, SDXL, config, [UNET])
     conv = set(place_adapters(model, SDXL, config_of(targets=["conv"]), [UNET])[0].ranks)
     assert conv
