@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import PairsError
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
+
+    from .pairs import PreferencePair
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,21 @@ def batches(group: Sequence[Draw], buckets: Sequence[Hashable], batch_size: int)
     return [d[i : i + batch_size] for d in members.values() for i in range(0, len(d), batch_size)]
 
 
+def split_pairs(pairs: Sequence[PreferencePair], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the pairs to train on and of those to hold out: as the pairs say, and the rest as the share says.
+
+    Raises:
+        PairsError: every pair is marked as held out.
+    """
+    return split_held_out([str(p.chosen) for p in pairs], share, seed, marks=[p.held_out for p in pairs])
+
+
 def split_held_out(
-    groups: Sequence[Hashable], share: float, seed: int, at_most: int = 200
+    groups: Sequence[Hashable],
+    share: float,
+    seed: int,
+    at_most: int = 200,
+    marks: Sequence[bool | None] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Indices to train on and indices to hold out.
 
@@ -99,8 +116,15 @@ def split_held_out(
         groups: what must not be split between the two, for example each pair's chosen image.
         share: share of the pairs to hold out, 0-1; of 4 pairs or more, at least one is held out unless it is 0.
         seed: seed of the run.
-        at_most: largest number of pairs held out.
+        at_most: largest number of pairs held out by the share.
+        marks: one per pair: True holds it out, with the unmarked pairs of its group, and counts into the share; False
+            trains on it, with the unmarked pairs of its group; None leaves it to the share. None: no pair is marked.
+
+    Raises:
+        PairsError: every pair is marked as held out.
     """
+    if marks is not None and any(mark is not None for mark in marks):
+        return _split_marked(groups, share, seed, at_most, marks)
     count = len(groups)
     wanted = min(at_most, round(count * share))
     if share > 0 and count >= 4:
@@ -121,3 +145,19 @@ def split_held_out(
     held = [i for i, g in enumerate(groups) if g in chosen]
     train = [i for i, g in enumerate(groups) if g not in chosen]
     return (train, held) if train else (list(range(count)), [])
+
+
+def _split_marked(
+    groups: Sequence[Hashable], share: float, seed: int, at_most: int, marks: Sequence[bool | None]
+) -> tuple[list[int], list[int]]:
+    """The marked groups as they are marked; what the share still lacks is drawn from the others."""
+    held_groups = {g for g, mark in zip(groups, marks, strict=True) if mark}
+    kept_groups = {g for g, mark in zip(groups, marks, strict=True) if mark is False} - held_groups
+    held = {i for i, (g, mark) in enumerate(zip(groups, marks, strict=True)) if mark is not False and g in held_groups}
+    if len(held) == len(groups):
+        raise PairsError("Every pair is marked as held out, so none is left to train on. Take the mark off some.")
+    free = [i for i, g in enumerate(groups) if g not in held_groups and g not in kept_groups]
+    lacking = min(at_most, round(len(groups) * share)) - len(held)
+    if lacking > 0 and free:
+        held.update(free[i] for i in split_held_out([groups[i] for i in free], lacking / len(free), seed, at_most)[1])
+    return [i for i in range(len(groups)) if i not in held], sorted(held)

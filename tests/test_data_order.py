@@ -10,6 +10,7 @@ from itertools import islice
 import pytest
 
 from mapo_core.data_order import Draw, batches, split_held_out, step_groups
+from mapo_core.errors import PairsError
 
 
 def draws(buckets: list, group: int, count: int, seed: int = 0, skip: int = 0) -> list:
@@ -104,3 +105,27 @@ def test_the_order_is_that_of_the_first_version(seed: int) -> None:
     assert draws(buckets, group, 200, seed) == expected
     for skip in (1, 7, 150, 199):
         assert draws(buckets, group, 1, seed, skip) == [expected[skip]]
+def test_marked_pairs_are_held_out_and_the_share_gives_the_rest() -> None:
+    groups = list("abcdefghij")
+    marks: list[bool | None] = [None] * 10
+    assert split_held_out(groups, 0.3, 0, marks=marks) == split_held_out(groups, 0.3, 0)
+    marks[2], marks[7] = True, False
+    train, held = split_held_out(groups, 0.3, seed=0, marks=marks)
+    assert len(held) == 3
+    assert 2 in held
+    assert 7 in train
+    assert split_held_out(groups, 0.0, seed=0, marks=marks)[1] == [2]
+    assert split_held_out(groups, 0.1, seed=0, marks=marks)[1] == [2]  # the mark is the share
+    assert 7 in split_held_out(groups, 0.9, seed=0, marks=marks)[0]
+
+
+def test_a_mark_takes_the_pairs_of_the_same_image_with_it() -> None:
+    groups = list("aabbcc")
+    assert split_held_out(groups, 0.0, 0, marks=[True, None, None, None, None, None]) == ([2, 3, 4, 5], [0, 1])
+    assert split_held_out(groups, 0.0, 0, marks=[True, False, None, None, None, None]) == ([1, 2, 3, 4, 5], [0])
+    assert not {0, 1} & set(split_held_out(groups, 0.5, 0, marks=[None, False, None, None, None, None])[1])
+
+
+def test_something_is_left_to_train_on() -> None:
+    with pytest.raises(PairsError, match="Take the mark off"):
+        split_held_out(list("ab"), 0.1, 0, marks=[True, True])

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .captions import Captioned, PromptFrom, compose_prompt
     from .drawn import draw_rejected
+    from .editing import EditedPair, FilterHint, PairEditor, begin_edit, filter_hints, open_edit
     from .findings import TITLES, Finding, LintReport
     from .folders import Match, pairs_from_folders, prompts_from_folder
     from .generate import GenerationSettings, generate_rejected, rejected_folder
     from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, list_images, load_image, prepare_image
+    from .importing import keep_files, keep_zip, pairs_from_dropped, require_inside, two_folders, unpack_zip
     from .lint import lint_pairs
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from .parquet import RowFilter, pairs_from_parquet
     from .prompts import read_prompts
     from .scores import require_scores
-    from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, set_folder, split_set
+    from .sets import KEEP_FIRST, add_to_set, filter_set, join_sets, list_sets, set_folder, split_set
     from .synthesize import SynthesisSettings, synthesize_pairs
 
 __all__ = [
@@ -32,30 +34,40 @@ __all__ = [
     "MAX_PIXELS",
     "TITLES",
     "Captioned",
+    "EditedPair",
+    "FilterHint",
     "Finding",
     "GenerationSettings",
     "ImagePrompt",
     "LintReport",
     "Match",
     "PairList",
+    "PairEditor",
     "PairSet",
     "PreferencePair",
     "PromptFrom",
     "RowFilter",
     "SynthesisSettings",
     "add_to_set",
+    "begin_edit",
     "compose_prompt",
     "draw_rejected",
+    "filter_hints",
     "filter_set",
     "generate_rejected",
     "image_size",
     "join_sets",
+    "keep_files",
+    "keep_zip",
     "lint_pairs",
     "list_images",
+    "list_sets",
     "load_image",
     "open_pairs",
     "pair_lines",
+    "open_edit",
     "pairs_from_csv",
+    "pairs_from_dropped",
     "pairs_from_folders",
     "pairs_from_jsonl",
     "pairs_from_manifest",
@@ -70,21 +82,26 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "rejected_folder",
+    "require_inside",
     "require_scores",
     "set_folder",
     "split_set",
     "spool_pairs",
     "synthesize_pairs",
+    "two_folders",
+    "unpack_zip",
     "write_pairs",
 ]
 
 _MODULES = {
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
     "drawn": ("draw_rejected",),
+    "editing": ("EditedPair", "FilterHint", "PairEditor", "begin_edit", "filter_hints", "open_edit"),
     "findings": ("TITLES", "Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
     "generate": ("GenerationSettings", "generate_rejected", "rejected_folder"),
     "images": ("IMAGE_SUFFIXES", "MAX_PIXELS", "image_size", "list_images", "load_image", "prepare_image"),
+    "importing": ("keep_files", "keep_zip", "pairs_from_dropped", "require_inside", "two_folders", "unpack_zip"),
     "lint": ("lint_pairs",),
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
@@ -92,7 +109,7 @@ _MODULES = {
     "pair_list": ("PairList", "open_pairs", "spool_pairs"),
     "parquet": ("RowFilter", "pairs_from_parquet"),
     "scores": ("require_scores",),
-    "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "set_folder", "split_set"),
+    "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "list_sets", "set_folder", "split_set"),
     "prompts": ("read_prompts",),
     "synthesize": ("SynthesisSettings", "synthesize_pairs"),
 }

@@ -51,6 +51,8 @@ class PreferencePair(Settings):
     """Greyscale image; white where the rejected image counts."""
     source: str = ""
     """Where the pair and its prompt come from, for people: "stem; prompt from cat.txt"."""
+    held_out: bool | None = None
+    """True: never trained on, only measured with; False: always trained on; None: as the random share decides."""
 
     @field_validator(*IMAGE_FIELDS)
     @classmethod
@@ -191,7 +193,7 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
 def pairs_hash(pairs: Sequence[PreferencePair]) -> str:
     """sha256 over what is trained on: prompts, weights, scores and the bytes of the images, in order.
 
-    Paths and `source` do not count, so that a moved data set keeps its hash.
+    Paths, `source` and `held_out` do not count, so that a moved data set keeps its hash.
 
     Raises:
         PairsError: an image is missing or cannot be read.
@@ -199,7 +201,7 @@ def pairs_hash(pairs: Sequence[PreferencePair]) -> str:
     digest = hashlib.sha256()
     known: dict[Path, str] = {}
     for number, pair in enumerate(pairs, start=1):
-        record: dict[str, Any] = pair.model_dump(mode="json", exclude={*IMAGE_FIELDS, "source"})
+        record: dict[str, Any] = pair.model_dump(mode="json", exclude={*IMAGE_FIELDS, "source", "held_out"})
         for name in IMAGE_FIELDS:
             path = getattr(pair, name)
             if path is not None and path not in known:

@@ -34,6 +34,13 @@ def set_folder(name: str) -> Path:
         raise PairsError(f"Name of the set: {error}.") from None
 
 
+def list_sets(home: Path | None = None) -> dict[str, int]:
+    """Names of the named sets and how many pairs each has, the newest first."""
+    folder = (home or mapo_home()) / "sets"
+    found = sorted(folder.glob("*/pairs.jsonl"), key=lambda p: (-p.stat().st_mtime_ns, p.parent.name))
+    return {p.parent.name: p.read_bytes().count(b"\n") for p in found}
+
+
 def add_to_set(
     name: str, chosen: Sequence[Image.Image], rejected: Sequence[Image.Image], prompts: Sequence[str]
 ) -> tuple[PairSet, int]:
