@@ -1,14 +1,15 @@
-"""The commands that make pairs: `mapo pairs generate-rejected` and `mapo pairs synthesize`."""
+"""The commands that make pairs: `mapo pairs generate-rejected`, `synthesize` and `caption`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .cli_measures import add_embedder, add_results, fraction, positive, reporting, weight_folders, write_json
 from .errors import ConfigError, PairsError
 from .evaluate.scorers import SCORERS
+from .pairs.captioner import CAPTIONERS, FLORENCE, Detail
 
 if TYPE_CHECKING:
     from .cli_measures import Reporter
@@ -95,6 +96,31 @@ def synthesize(args: argparse.Namespace, report: Reporter) -> int:
     return finish(found, folder, args, report)
 
 
+def caption(args: argparse.Namespace, report: Reporter) -> int:
+    """Captions for the images of a folder that have none."""
+    from .pairs import CaptionSettings, caption_images, list_images, load_captioner, uncaptioned
+
+    images = list_images(Path(args.folder))
+    if not images:
+        raise PairsError(f"There are no images in {args.folder}. Check the path.")
+    todo = uncaptioned(images)
+    settings = CaptionSettings(
+        **{n: getattr(args, n) for n in ("model", "detail", "trigger", "prefix", "device", "download")}
+    )
+    written, failed = 0, {}
+    if todo:
+        report.phase("loading the captioning model")
+        captioner = load_captioner(settings)
+        report.phase("writing captions")
+        made = caption_images(todo, captioner, settings, progress=report.progress)
+        written, failed = len(made.written), {str(path): why for path, why in made.failed.items()}
+    values: dict[str, Any] = {"images": len(images), "written": written, "failed": failed}
+    write_json(args.json, values)
+    text = f"{written} captions written; {len(images) - len(todo)} of {len(images)} images had a prompt already"
+    report.result(values, "\n".join([text, *failed.values()]))
+    return 0
+
+
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +172,7 @@ def finish(found: PairSet, folder: Path, args: argparse.Namespace, report: Repor
 
 def add_pair_makers(sub: argparse.ArgumentParser) -> None:
     """`generate-rejected` and `synthesize` below `mapo pairs`."""
-    commands = sub.add_subparsers(dest="pairs_command", metavar="[generate-rejected | synthesize]")
+    commands = sub.add_subparsers(dest="pairs_command", metavar="[generate-rejected | synthesize | caption]")
 
     def add(name: str, action: Any, help_: str, example: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -210,3 +236,22 @@ def add_pair_makers(sub: argparse.ArgumentParser) -> None:
     two.add_argument("--judge-endpoint", help="vlm-judge: URL of an OpenAI-compatible server; pictures are sent to it")
     two.add_argument("--download", action="store_true", help="download missing weights from the Hub")
     add_results(two)
+
+    three = commands.add_parser(
+        "caption",
+        help="Write a caption for each image that has none, with a local Florence-2 or BLIP model.",
+        description="Write a .txt file beside each image that has neither one nor a prompt in its metadata, with a "
+        "local Florence-2 or BLIP model. No file is ever written over, so an interrupted call goes on where it was.",
+        epilog="Example:\n  mapo pairs caption style/ --trigger mystyle --download",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    three.set_defaults(action=reporting(caption))
+    three.add_argument("folder", help="folder of images; its subfolders too")
+    three.add_argument("--model", default=FLORENCE, help=f"folder or Hub id: {', '.join(CAPTIONERS)}")
+    three.add_argument("--detail", choices=list(get_args(Detail)), default="short", help="how much is said (short)")
+    three.add_argument("--trigger", default="", help="trigger word, put before every caption")
+    three.add_argument("--prefix", default="", help="text put before every caption")
+    three.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    three.add_argument("--download", action="store_true", help="download the model from the Hub if it is missing")
+    add_results(three)

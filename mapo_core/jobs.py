@@ -55,6 +55,53 @@ def generate_rejected(arguments: dict[str, Any], progress: Progress) -> dict[str
     return {"pairs": str(listing)}
 
 
+def caption(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Captions for images that have none.
+
+    Args:
+        arguments: `images` (paths), `out` (folder for the caption files, or None: beside the images), and the fields
+            of `CaptionSettings`.
+        progress: of the work.
+
+    Returns:
+        `written`: how many; `failed`: image -> why it has none. The captions are read with `read_captions`.
+    """
+    from .pairs import CaptionSettings, caption_file, caption_images, load_captioner
+
+    images = [Path(path) for path in arguments.pop("images")]
+    out = arguments.pop("out", None)
+    settings = CaptionSettings(**arguments)
+    progress("loading the captioning model", 0, 1)
+    made = caption_images(
+        images,
+        load_captioner(settings),
+        settings,
+        target=lambda image: caption_file(image, Path(out) if out else None),
+        progress=lambda done, total: progress("writing captions", done, total),
+    )
+    return {"written": len(made.written), "failed": {str(path): why for path, why in made.failed.items()}}
+
+
+def lint(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The check of a pair set.
+
+    Args:
+        arguments: `pairs` (path of a pair set), `resolution` (pixels).
+        progress: of the work.
+
+    Returns:
+        `findings`: level, code, message, pairs and paths of each, errors first.
+    """
+    from .pairs import lint_pairs, read_pairs
+
+    report = lint_pairs(
+        read_pairs(Path(arguments["pairs"])),
+        resolution=arguments["resolution"],
+        progress=lambda done, total: progress("looking at the images", done, total),
+    )
+    return json.loads(report.to_json())
+
+
 def compare(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The sheet of `reopen.compare_run`; arguments: `run` and its keyword arguments.
 
@@ -152,10 +199,12 @@ class _Phases:
 
 
 JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
+    "caption": caption,
     "compare": compare,
     "evaluate": evaluate,
     "export": export,
     "generate_rejected": generate_rejected,
+    "lint": lint,
     "mismatch": mismatch,
 }
 

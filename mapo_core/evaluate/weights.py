@@ -30,6 +30,7 @@ class WeightSource:
         extra: patterns that are downloaded beside them where the repository has them.
         url: of the one file, for what is not on the Hub.
         sha256: of that file.
+        name_folder: how else the user can say where it is; empty: as of scorers.
     """
 
     name: str
@@ -39,6 +40,7 @@ class WeightSource:
     extra: tuple[str, ...] = ()
     url: str | None = None
     sha256: str | None = None
+    name_folder: str = ""
 
     @property
     def patterns(self) -> list[str]:
@@ -87,18 +89,16 @@ def home_folder(source: WeightSource) -> Path:
 
 
 def _how(source: WeightSource) -> str:
+    other = source.name_folder or f"name its folder: --weights {source.name}=FOLDER"
     if source.url is not None:
         target = home_folder(source) / _file_name(source)
         return (
             f'Download it once: curl -L --create-dirs -o "{target}" {source.url} (or add '
-            f"--download to this command, or name its folder: --weights {source.name}=FOLDER)."
+            f"--download to this command, or {other})."
         )
     files = " ".join(f'--include "{p}"' for p in source.patterns)
     command = f'hf download {source.repo} {files} --local-dir "{home_folder(source)}"'
-    return (
-        f"Download it once: {command} (or add --download to this command, or name its folder: "
-        f"--weights {source.name}=FOLDER)."
-    )
+    return f"Download it once: {command} (or add --download to this command, or {other})."
 
 
 def _file_name(source: WeightSource) -> str:

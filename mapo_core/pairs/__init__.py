@@ -9,6 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .captioner import (
+        CAPTIONERS,
+        Captions,
+        CaptionSettings,
+        caption_file,
+        caption_images,
+        load_captioner,
+        missing_captioner,
+        read_captions,
+        uncaptioned,
+    )
     from .captions import Captioned, PromptFrom, compose_prompt
     from .drawn import draw_rejected
     from .editing import EditedPair, FilterHint, PairEditor, begin_edit, filter_hints, open_edit
@@ -29,11 +40,14 @@ if TYPE_CHECKING:
     from .synthesize import SynthesisSettings, synthesize_pairs
 
 __all__ = [
+    "CAPTIONERS",
     "IMAGE_SUFFIXES",
     "KEEP_FIRST",
     "MAX_PIXELS",
     "TITLES",
+    "CaptionSettings",
     "Captioned",
+    "Captions",
     "EditedPair",
     "FilterHint",
     "Finding",
@@ -50,6 +64,8 @@ __all__ = [
     "SynthesisSettings",
     "add_to_set",
     "begin_edit",
+    "caption_file",
+    "caption_images",
     "compose_prompt",
     "draw_rejected",
     "filter_hints",
@@ -62,9 +78,11 @@ __all__ = [
     "lint_pairs",
     "list_images",
     "list_sets",
+    "load_captioner",
     "load_image",
     "open_pairs",
     "pair_lines",
+    "missing_captioner",
     "open_edit",
     "pairs_from_csv",
     "pairs_from_dropped",
@@ -77,6 +95,7 @@ __all__ = [
     "prepare_image",
     "prompt_from_image",
     "prompts_from_folder",
+    "read_captions",
     "read_pair_set",
     "read_pair_source",
     "read_pairs",
@@ -89,11 +108,23 @@ __all__ = [
     "spool_pairs",
     "synthesize_pairs",
     "two_folders",
+    "uncaptioned",
     "unpack_zip",
     "write_pairs",
 ]
 
 _MODULES = {
+    "captioner": (
+        "CAPTIONERS",
+        "CaptionSettings",
+        "Captions",
+        "caption_file",
+        "caption_images",
+        "load_captioner",
+        "missing_captioner",
+        "read_captions",
+        "uncaptioned",
+    ),
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
     "drawn": ("draw_rejected",),
     "editing": ("EditedPair", "FilterHint", "PairEditor", "begin_edit", "filter_hints", "open_edit"),
