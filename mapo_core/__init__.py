@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .charts import run_chart
     from .cli import main
+    from .comparisons import Comparison, run_comparisons
     from .config import TrainConfig, build_config, checked_name, load_config, load_settings, merge_settings, set_value
     from .demo.run import demo_pairs, demo_values
     from .errors import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .families import FAMILIES, detect
     from .fields import FormField, FormGroup, form_field, form_groups
     from .goals import GOALS, Goal
+    from .lora_card import model_card, save_model_card
+    from .lora_copy import copy_lora, find_lora_copy
     from .methods import METHODS
     from .pictures import contact_sheet, pair_sheet
     from .reopen import open_trained
@@ -60,6 +63,12 @@ _HOMES = {
     "pairs_from": "request",
     "request_run": "request",
     "settings_text": "request",
+    "Comparison": "comparisons",
+    "run_comparisons": "comparisons",
+    "copy_lora": "lora_copy",
+    "find_lora_copy": "lora_copy",
+    "model_card": "lora_card",
+    "save_model_card": "lora_card",
     "FormField": "fields",
     "FormGroup": "fields",
     "form_field": "fields",
@@ -79,6 +88,7 @@ __all__ = [
     "GOALS",
     "METHODS",
     "CacheError",
+    "Comparison",
     "ConfigError",
     "ExportError",
     "FormField",
@@ -94,10 +104,12 @@ __all__ = [
     "build_config",
     "checked_name",
     "contact_sheet",
+    "copy_lora",
     "demo_pairs",
     "demo_values",
     "detect",
     "find_models",
+    "find_lora_copy",
     "form_field",
     "form_groups",
     "load_config",
@@ -105,12 +117,15 @@ __all__ = [
     "main",
     "merge_settings",
     "named_sets",
+    "model_card",
     "open_trained",
     "pair_sheet",
     "pairs_from",
     "request_run",
     "run_chart",
+    "run_comparisons",
     "run_report",
+    "save_model_card",
     "set_value",
     "settings_text",
 ]

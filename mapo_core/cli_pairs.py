@@ -98,21 +98,19 @@ def synthesize(args: argparse.Namespace, report: Reporter) -> int:
 
 def caption(args: argparse.Namespace, report: Reporter) -> int:
     """Captions for the images of a folder that have none."""
-    from .pairs import CaptionSettings, caption_images, list_images, load_captioner, uncaptioned
+    from .pairs import CaptionSettings, list_images, load_captioner, uncaptioned, write_caption_files
 
     images = list_images(Path(args.folder))
     if not images:
         raise PairsError(f"There are no images in {args.folder}. Check the path.")
     todo = uncaptioned(images)
-    settings = CaptionSettings(
-        **{n: getattr(args, n) for n in ("model", "detail", "trigger", "prefix", "device", "download")}
-    )
+    settings = CaptionSettings(args.model, args.detail, args.trigger, args.prefix, args.device, args.download)
     written, failed = 0, {}
     if todo:
         report.phase("loading the captioning model")
         captioner = load_captioner(settings)
         report.phase("writing captions")
-        made = caption_images(todo, captioner, settings, progress=report.progress)
+        made = write_caption_files(todo, captioner, settings, progress=report.progress)
         written, failed = len(made.written), {str(path): why for path, why in made.failed.items()}
     values: dict[str, Any] = {"images": len(images), "written": written, "failed": failed}
     write_json(args.json, values)

@@ -66,13 +66,13 @@ def caption(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     Returns:
         `written`: how many; `failed`: image -> why it has none. The captions are read with `read_captions`.
     """
-    from .pairs import CaptionSettings, caption_file, caption_images, load_captioner
+    from .pairs import CaptionSettings, caption_file, load_captioner, write_caption_files
 
     images = [Path(path) for path in arguments.pop("images")]
     out = arguments.pop("out", None)
     settings = CaptionSettings(**arguments)
     progress("loading the captioning model", 0, 1)
-    made = caption_images(
+    made = write_caption_files(
         images,
         load_captioner(settings),
         settings,
@@ -181,6 +181,45 @@ def evaluate(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"text": found.render(), "sheet": str(run.path / found.sheet), "evaluation": found.as_dict()}
 
 
+def scorers(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Which scorers can be used on this machine; nothing is loaded or downloaded.
+
+    Returns:
+        `scorers`: `name`, `about`, and `missing`: what it lacks, None where it can be used.
+    """
+    from .evaluate import SCORERS, describe_scorer, missing_weights
+
+    rows = [{"name": n, "about": describe_scorer(n), "missing": missing_weights(n)} for n in SCORERS]
+    return {"scorers": rows}
+
+
+def sweep(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """A grid of settings, trained and measured; the same call again goes on where it was stopped.
+
+    Args:
+        arguments: `settings` (nested), `pairs` (path), `grid` (setting -> values as text), `evaluate` (arguments of
+            `evaluate`), `rank_by`.
+        progress: of the work.
+
+    Returns:
+        `text` for people, and the table as `sweep`.
+    """
+    from .pairs import pairs_text, read_pairs
+    from .sweep import run_sweep
+
+    said = _Phases(progress)
+    found = run_sweep(
+        arguments["settings"],
+        pairs_text(read_pairs(Path(arguments["pairs"]))),
+        arguments["grid"],
+        evaluate=arguments.get("evaluate"),
+        rank_by=arguments["rank_by"],
+        progress=said.progress,
+        phase=said.phase,
+    )
+    return {"text": found.render(), "sweep": found.as_dict()}
+
+
 class _Phases:
     """Joins what is done and how far it is."""
 
@@ -206,6 +245,8 @@ JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "generate_rejected": generate_rejected,
     "lint": lint,
     "mismatch": mismatch,
+    "scorers": scorers,
+    "sweep": sweep,
 }
 
 

@@ -127,13 +127,15 @@ def compare_run(
         progress: called with pictures done and pictures in all.
 
     Returns:
-        The sheet, in the run's samples folder.
+        The sheet, in the run's samples folder; the pictures lie in the folder of the same name
+        (`comparisons.run_comparisons`).
 
     Raises:
         RunError: there is no such checkpoint.
     """
+    from .comparisons import write_index
     from .pairs import read_pairs
-    from .sampling import contact_sheet, sample_images, save_image
+    from .sampling import contact_sheet, sample_images, save_image, save_pictures
     from .session import validation_prompts
 
     paths = [_checkpoint_of(run, step) for step in dict.fromkeys(steps)]
@@ -177,7 +179,12 @@ def compare_run(
     while sheet.exists():
         number += 1
         sheet = run.samples / f"{name}-{number}.png"
+    for i, pictures in enumerate(rows):
+        save_pictures(pictures, sheet.with_suffix("") / f"row_{i:02d}")
     save_image(contact_sheet(rows, titles, texts), sheet)
+    folders = [(title, f"row_{i:02d}") for i, title in enumerate(titles)]
+    where = ", ".join(str(checkpoint_step(path)) for path in paths)
+    write_index(sheet.with_suffix(""), f"drawn at step {where}", texts, folders, sheet)
     return sheet
 
 

@@ -26,7 +26,7 @@ def run_report(run: RunDir) -> str:
     lines += ["", *_measures(history.evaluated), "", *_course(run, status.metrics)]
     if history.warnings:
         lines += ["", f"Warnings ({len(history.warnings)}):", *(f"  {w}" for w in dict.fromkeys(history.warnings[-5:]))]
-    lines += ["", "Settings that are not the default:", *(f"  {line}" for line in _changed(config)), ""]
+    lines += ["", "Settings that are not the default:", *(f"  {line}" for line in changed_settings(config)), ""]
     lines += [f"LoRA: {path}" for path in sorted(run.export.glob("*.safetensors"))] or ["LoRA: none yet"]
     lines.append(f"Run folder: {run.path}")
     return "\n".join(lines) + "\n"
@@ -68,7 +68,7 @@ def _course(run: RunDir, metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _changed(config: Any) -> list[str]:
+def changed_settings(config: Any) -> list[str]:
     """`section.field = value` of everything that differs from the default."""
     lines = []
     for name, value in config:

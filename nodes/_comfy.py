@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import hashlib
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ import torch
 from PIL import Image
 from server import PromptServer
 
-from ..mapo_core import ConfigError, ModelError, PairsError, RunError
+from ..mapo_core import ConfigError, ModelError, PairsError, RunError, copy_lora, find_lora_copy
 
 if TYPE_CHECKING:
     from ..mapo_core.pairs import PreferencePair
@@ -138,38 +136,14 @@ def publish_lora(path: Path, name: str | None = None) -> str:
         name: stem of the copy; None: as the file is called.
     """
     folder = lora_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = name or path.stem
-    number, target = 1, folder / f"{stem}{path.suffix}"
-    while target.exists() and not _same(target, path):
-        number += 1
-        target = folder / f"{stem}-{number}{path.suffix}"
-    if not target.exists():
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(path, temporary)
-        temporary.replace(target)
-    return str(target.relative_to(folder.parent))
+    return str(copy_lora(path, folder, name).relative_to(folder.parent))
 
 
 def published_name(path: Path) -> str | None:
     """The name of a LoRA's copy in the loras folder, or None if there is none with the same content."""
     folder = lora_folder()
-    for target in sorted(folder.glob(f"*{path.suffix}")) if path.exists() else []:
-        if _same(target, path):
-            return str(target.relative_to(folder.parent))
-    return None
-
-
-def _same(one: Path, other: Path) -> bool:
-    a, b = one.stat(), other.stat()
-    return a.st_size == b.st_size and _sha256(one, a.st_size, a.st_mtime_ns) == _sha256(other, b.st_size, b.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """Hash of a file, read once for each size and time that it had."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    copy = find_lora_copy(path, folder)
+    return str(copy.relative_to(folder.parent)) if copy else None
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

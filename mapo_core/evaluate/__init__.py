@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         suggested_beta,
     )
     from .report import HeldOutComparison, RunEvaluation, ScorerComparison
-    from .scorers import SCORERS, Scorer, ScorerOptions, choose_scorers, load_scorer, missing_weights
+    from .scorers import SCORERS, Scorer, ScorerOptions, choose_scorers, describe_scorer, load_scorer, missing_weights
     from .statistics import Interval, mean_interval
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "ScorerOptions",
     "betas_to_try",
     "choose_scorers",
+    "describe_scorer",
     "embed_files",
     "evaluate_run",
     "held_out_errors",
@@ -71,7 +72,15 @@ _MODULES = {
         "suggested_beta",
     ),
     "report": ("HeldOutComparison", "RunEvaluation", "ScorerComparison"),
-    "scorers": ("SCORERS", "Scorer", "ScorerOptions", "choose_scorers", "load_scorer", "missing_weights"),
+    "scorers": (
+        "SCORERS",
+        "Scorer",
+        "ScorerOptions",
+        "choose_scorers",
+        "describe_scorer",
+        "load_scorer",
+        "missing_weights",
+    ),
     "statistics": ("Interval", "mean_interval"),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

@@ -91,6 +91,13 @@ def missing_weights(name: str, options: ScorerOptions | None = None) -> str | No
     return None
 
 
+def describe_scorer(name: str) -> str:
+    """What a scorer measures, in one line."""
+    about = (_module(name).__doc__ or "").strip().splitlines()[0].rstrip(".")
+    demo = {"demo-style": "how much a picture is in the chosen style", "demo-content": "how well it fits its prompt"}
+    return f"Demo model only: {demo[name]}" if name in demo else about
+
+
 def choose_scorers(
     names: Sequence[str], model: str, options: ScorerOptions | None = None
 ) -> tuple[list[str], dict[str, str]]:

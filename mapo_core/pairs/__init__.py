@@ -14,13 +14,14 @@ if TYPE_CHECKING:
         Captions,
         CaptionSettings,
         caption_file,
-        caption_images,
         load_captioner,
         missing_captioner,
         read_captions,
         uncaptioned,
+        write_caption_files,
     )
     from .captions import Captioned, PromptFrom, compose_prompt
+    from .checking import caption_edit, check_edit, lacks_caption, last_check
     from .drawn import draw_rejected
     from .editing import EditedPair, FilterHint, PairEditor, begin_edit, filter_hints, open_edit
     from .findings import TITLES, Finding, LintReport
@@ -64,8 +65,9 @@ __all__ = [
     "SynthesisSettings",
     "add_to_set",
     "begin_edit",
+    "caption_edit",
     "caption_file",
-    "caption_images",
+    "check_edit",
     "compose_prompt",
     "draw_rejected",
     "filter_hints",
@@ -75,6 +77,8 @@ __all__ = [
     "join_sets",
     "keep_files",
     "keep_zip",
+    "lacks_caption",
+    "last_check",
     "lint_pairs",
     "list_images",
     "list_sets",
@@ -110,6 +114,7 @@ __all__ = [
     "two_folders",
     "uncaptioned",
     "unpack_zip",
+    "write_caption_files",
     "write_pairs",
 ]
 
@@ -119,7 +124,7 @@ _MODULES = {
         "CaptionSettings",
         "Captions",
         "caption_file",
-        "caption_images",
+        "write_caption_files",
         "load_captioner",
         "missing_captioner",
         "read_captions",
@@ -127,6 +132,7 @@ _MODULES = {
     ),
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
     "drawn": ("draw_rejected",),
+    "checking": ("caption_edit", "check_edit", "lacks_caption", "last_check"),
     "editing": ("EditedPair", "FilterHint", "PairEditor", "begin_edit", "filter_hints", "open_edit"),
     "findings": ("TITLES", "Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),

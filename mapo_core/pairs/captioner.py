@@ -72,7 +72,7 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True)
 class Captions:
-    """What `caption_images` did.
+    """What `write_caption_files` did.
 
     Attributes:
         written: image -> its new caption file.
@@ -100,14 +100,14 @@ def caption_file(image: Path, out: Path | None = None) -> Path:
 
 
 def read_captions(images: Sequence[Path], out: Path | None = None) -> dict[Path, str]:
-    """The captions that `caption_images` has written so far, by image."""
+    """The captions that `write_caption_files` has written so far, by image."""
     files = {image: caption_file(image, out) for image in images}
     return {
         im: " ".join(f.read_text(encoding="utf-8", errors="replace").split()) for im, f in files.items() if f.exists()
     }
 
 
-def caption_images(
+def write_caption_files(
     images: Sequence[Path],
     captioner: Captioner,
     settings: CaptionSettings,
@@ -194,7 +194,8 @@ class _Florence:
     """Florence-2 (Xiao et al. 2023): the task is named in the prompt."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device, detail: Detail) -> None:
-        self._model, self._processor, self._device, self._detail = model, processor, device, detail
+        self._model, self._processor, self._device = model, processor, device
+        self._detail: Detail = detail
 
     def caption(self, image: Image.Image) -> str:
         task = _TASKS[self._detail]
@@ -208,7 +209,8 @@ class _Blip:
     """BLIP (Li et al. 2022)."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device, detail: Detail) -> None:
-        self._model, self._processor, self._device, self._detail = model, processor, device, detail
+        self._model, self._processor, self._device = model, processor, device
+        self._detail: Detail = detail
 
     def caption(self, image: Image.Image) -> str:
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)

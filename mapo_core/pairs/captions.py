@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PromptFrom = Literal["auto", "txt", "metadata", "fixed", "file_name"]
-Kind = Literal["caption file", "image metadata", "fixed prompt", "file name"]
+Kind = Literal["caption file", "image metadata", "fixed prompt", "file name", "no prompt"]
 
 PROMPT_FROM: tuple[PromptFrom, ...] = ("auto", "txt", "metadata", "fixed", "file_name")
 FILE_NAME_SOURCE = "prompt from the file name"
+NO_PROMPT_SOURCE = "no prompt yet"
 
 # Endings under which caption files are met that are not read, the longest first.
 _CAPTION_ENDINGS = (".txt.txt", ".captions", ".caption", ".prompt", ".tags", ".text", ".docx", ".doc", ".rtf", ".txt")
@@ -32,7 +33,7 @@ class Captioned:
         image: the file.
         prompt: as the model is given it, with prefix and trigger word.
         source: where the prompt comes from, for people: "prompt from cat.txt".
-        kind: the same as one of four words, for counting.
+        kind: the same as one of five words, for counting.
         caption: the prompt without prefix and trigger word.
     """
 
@@ -59,6 +60,7 @@ def caption_images(
     prompt_from: PromptFrom = "auto",
     trigger: str = "",
     prefix: str = "",
+    keep_unprompted: bool = False,
 ) -> tuple[dict[Path, Captioned], list[Finding]]:
     """Find a prompt for each image.
 
@@ -69,6 +71,7 @@ def caption_images(
             prompt if there is one, else the file name.
         trigger: word put before every prompt.
         prefix: text between the trigger word and the prompt.
+        keep_unprompted: images without a prompt get an empty one, to be filled in, instead of being left out.
 
     Returns:
         The images that have a prompt, in order, and what a person should know about them and the rest.
@@ -81,6 +84,8 @@ def caption_images(
         text = compose_prompt(found[0], trigger, prefix) if found else ""
         if found and text:
             captioned[image] = Captioned(image, text, found[1], found[2], found[0])
+        elif keep_unprompted:
+            captioned[image] = Captioned(image, "", NO_PROMPT_SOURCE, "no prompt", "")
         else:
             findings.append(_no_prompt(image, prompt_from))
     if prompt_from in ("auto", "txt"):

@@ -12,18 +12,17 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import PairsError
 from ..runs import mapo_home, write_atomic
+from .findings import Finding
 from .pair import PairSet, PreferencePair, read_pairs, write_pairs
 from .sets import KEEP_FIRST, set_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from .findings import Finding
 
 Verb = Literal["caption", "swap", "exclude", "include", "hold_out"]
 _SWAPPED = (("chosen", "rejected"), ("chosen_mask", "rejected_mask"), ("chosen_score", "rejected_score"))
@@ -95,6 +94,11 @@ class PairEditor:
     def title(self) -> str:
         """Where the pairs come from, for people."""
         return str(self._about["title"])
+
+    @property
+    def found(self) -> list[Finding]:
+        """What the reader of the pairs found, such as images without a partner."""
+        return [Finding(lv, code, text, (), tuple(map(Path, paths))) for lv, code, text, paths in self._about["found"]]
 
     @property
     def entries(self) -> list[EditedPair]:
@@ -288,11 +292,14 @@ class PairEditor:
         return before
 
 
-def begin_edit(pairs: Sequence[PreferencePair], title: str, home: Path | None = None) -> PairEditor:
+def begin_edit(
+    pairs: Sequence[PreferencePair], title: str, found: Sequence[Finding] = (), home: Path | None = None
+) -> PairEditor:
     """Begin to edit pairs; the given ones are copied and never changed.
 
     Args:
         pairs: as a reader found them.
+        found: the reader's findings, `PairSet.findings`.
         title: where they come from, for people.
         home: where edits are kept; None is `mapo_home()`.
 
@@ -304,7 +311,11 @@ def begin_edit(pairs: Sequence[PreferencePair], title: str, home: Path | None = 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
     folder = (home or mapo_home()) / "edits" / name
     write_pairs(folder / "original.jsonl", pairs)
-    about = {"title": title, "pairs": len(pairs), "begun": time.time()}
+    about = {
+        "title": title,
+        "begun": time.time(),
+        "found": [[f.level, f.code, f.message, [str(path) for path in f.paths]] for f in found],
+    }
     write_atomic(folder / "about.json", json.dumps(about, ensure_ascii=False) + "\n")  # last: where it is, all is
     return PairEditor(folder)
 

@@ -38,6 +38,7 @@ def pairs_from_folders(
     prefix: str = "",
     seed: int = 0,
     recursive: bool = True,
+    keep_unprompted: bool = False,
 ) -> PairSet:
     """Pair the images of two folders.
 
@@ -54,6 +55,7 @@ def pairs_from_folders(
         prefix: text between the trigger word and the prompt.
         seed: of the random match.
         recursive: look into subfolders.
+        keep_unprompted: a chosen image without a prompt gives a pair with an empty one, to be filled in later.
 
     Returns:
         The pairs in natural order of the chosen images; `counts` by where the prompts come from.
@@ -67,10 +69,10 @@ def pairs_from_folders(
     findings: list[Finding] = []
     images = _scan(chosen, recursive, rejected, findings)
     others = _scan(rejected, recursive, chosen, findings)
-    captioned, found = _captioned(images, prompt, prompt_from, trigger, prefix)
+    captioned, found = _captioned(images, prompt, prompt_from, trigger, prefix, keep_unprompted)
     findings += found
     if match == "random":
-        captioned_others, found = _captioned(others, prompt, prompt_from, trigger, prefix)
+        captioned_others, found = _captioned(others, prompt, prompt_from, trigger, prefix, keep_unprompted)
         findings += found
         matches = _match_random(captioned, captioned_others, chosen, seed, findings)
     else:
@@ -123,10 +125,22 @@ def prompts_from_folder(
 
 
 def _captioned(
-    images: Sequence[Path], prompt: str | None, prompt_from: PromptFrom, trigger: str, prefix: str
+    images: Sequence[Path],
+    prompt: str | None,
+    prompt_from: PromptFrom,
+    trigger: str,
+    prefix: str,
+    keep_unprompted: bool = False,
 ) -> tuple[dict[Path, Captioned], list[Finding]]:
     _check_choice("prompt_from", prompt_from, PROMPT_FROM)
-    return caption_images(images, prompt=prompt, prompt_from=prompt_from, trigger=trigger, prefix=prefix)
+    return caption_images(
+        images,
+        prompt=prompt,
+        prompt_from=prompt_from,
+        trigger=trigger,
+        prefix=prefix,
+        keep_unprompted=keep_unprompted,
+    )
 
 
 def _scan(folder: Path, recursive: bool, other: Path | None, findings: list[Finding]) -> list[Path]:

@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,12 @@ def keep_files(files: Sequence[tuple[str, Path]], name: str = "folder") -> Path:
     """
     wanted = [(_inside(relative, name), path) for relative, path in files]
     wanted = sorted((r, p) for r, p in wanted if r.suffix.lower() in _UNPACKED and not _is_system(r))
+    names = Counter(r.as_posix().casefold() for r, _ in wanted)
+    if twice := [n for n, count in names.items() if count > 1]:
+        raise PairsError(
+            f"{name} has several files named {twice[0]} in its subfolders; a browser does not say which lies where. "
+            "Drop a zip of the folder, or name its path on this machine."
+        )
     if not any(r.suffix.lower() in IMAGE_SUFFIXES for r, _ in wanted):
         raise PairsError(f"There is no image in {name}. It needs files such as {', '.join(sorted(IMAGE_SUFFIXES))}.")
     digest = hashlib.sha256()

@@ -14,7 +14,14 @@ from PIL import Image
 
 from mapo_core.demo.scenes import render, scenes
 from mapo_core.errors import MissingWeightsError, ModelError
-from mapo_core.pairs import CaptionSettings, caption_file, caption_images, load_captioner, read_captions, uncaptioned
+from mapo_core.pairs import (
+    CaptionSettings,
+    caption_file,
+    load_captioner,
+    read_captions,
+    uncaptioned,
+    write_caption_files,
+)
 from mapo_core.pairs.captioner import BLIP, FLORENCE
 from mapo_core.runs import JobStoppedError, run_job
 
@@ -98,7 +105,7 @@ def test_a_model_writes_words_beside_images_that_have_none(
     assert uncaptioned(images) == [images[0], *images[2:]]
     captioner = load_captioner(settings)
     seen: list[tuple[int, int]] = []
-    made = caption_images(images, captioner, settings, progress=lambda *at: seen.append(at))
+    made = write_caption_files(images, captioner, settings, progress=lambda *at: seen.append(at))
     assert sorted(made.written) == [images[0], *images[2:]]
     assert made.kept == [images[1]]
     assert images[1].with_suffix(".txt").read_text(encoding="utf-8") == "by hand"
@@ -109,7 +116,7 @@ def test_a_model_writes_words_beside_images_that_have_none(
         said = text.removeprefix("mystyle, seen: ").split()
         assert said
         assert set(said) <= set(WORDS)  # no special token is left
-    again = caption_images(images, captioner, settings)
+    again = write_caption_files(images, captioner, settings)
     assert not again.written
     assert len(again.kept) == 4
 
@@ -129,7 +136,7 @@ def test_florences_task_and_picture_change_what_is_said(florence: Path) -> None:
 def test_a_damaged_image_does_not_end_the_work(blip: Path, images: list[Path]) -> None:
     images[0].write_bytes(b"no picture")
     settings = CaptionSettings(model=str(blip))
-    made = caption_images(images, load_captioner(settings), settings)
+    made = write_caption_files(images, load_captioner(settings), settings)
     assert list(made.failed) == [images[0]]
     assert len(made.written) == 3
     assert not images[0].with_suffix(".txt").exists()

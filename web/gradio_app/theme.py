@@ -51,6 +51,30 @@ CSS = """
 .mapo-table th, .mapo-table td { text-align: left; padding: 5px 10px 5px 0; white-space: nowrap;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
 .mapo-log textarea { font-family: var(--font-mono) !important; font-size: .78rem !important; }
+.mapo-badge.error { background: #b91c1c; color: #fff; }
+.mapo-badge.warning { background: #b45309; color: #fff; }
+.mapo-pair { padding: 8px 10px 4px; }
+.mapo-pair.excluded img { opacity: .35; filter: grayscale(1); }
+.mapo-card-head { font-size: .82rem; opacity: .85; overflow-wrap: anywhere; padding-bottom: 4px; }
+.mapo-two { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; }
+.mapo-two.small { width: 136px; gap: 2px; flex: none; }
+.mapo-two figure { margin: 0; }
+.mapo-two figcaption { font-size: .78rem; text-align: center; opacity: .75; }
+.mapo-two img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--neutral-100); border-radius: 4px;
+  image-rendering: auto; }
+.dark .mapo-two img { background: var(--neutral-800); }
+.mapo-gone { aspect-ratio: 1; display: grid; place-items: center; font-size: .75rem; overflow-wrap: anywhere;
+  background: var(--neutral-100); color: var(--neutral-700); border-radius: 4px; padding: 4px; text-align: center; }
+.mapo-card-row { align-items: center; }
+.mapo-cards > .mapo-card { flex: 1 1 31% !important; }
+.mapo-message { font-size: .85rem; overflow-wrap: anywhere; padding: 3px 0; }
+.mapo-strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 4px; }
+.mapo-finding { padding: 8px 10px; }
+.mapo-table { overflow-x: auto; }
+.mapo-table table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+.mapo-table th, .mapo-table td { border-bottom: 1px solid var(--border-color-primary); padding: 4px 10px 4px 0;
+  text-align: left; vertical-align: top; }
+.mapo-table code { font-size: .78rem; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .gradio-container { max-width: 100vw !important; overflow-x: clip; }
   .gradio-container main, .gradio-container .main, .gradio-container .wrap { padding-left: 4px !important;
