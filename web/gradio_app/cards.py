@@ -72,7 +72,7 @@ def _draw(k: int) -> Card:
     with gr.Group(visible=False, elem_id=f"card-{k}") as group:
         pictures = gr.HTML(padding=False)
         caption = gr.Textbox(
-            show_label=False, lines=2, max_lines=4, placeholder="no caption yet", elem_id=f"card-{k}-caption"
+            "", show_label=False, lines=2, max_lines=4, placeholder="no caption yet", elem_id=f"card-{k}-caption"
         )
         with gr.Row(elem_classes="mapo-card-row"):
             swap = gr.Button("Swap", size="sm", min_width=70, elem_id=f"card-{k}-swap")

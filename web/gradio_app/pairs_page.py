@@ -83,7 +83,7 @@ class _PairsPage:
                 self._draw_captions()
             with gr.Row():
                 self.view = gr.Dropdown(VIEWS, value="all", label="Show", elem_id="pairs-view", min_width=150)
-                self.search = gr.Textbox(label="Prompt contains", min_width=150, elem_id="pairs-search")
+                self.search = gr.Textbox("", label="Prompt contains", min_width=150, elem_id="pairs-search")
                 self.page = gr.Number(1, label="Page", precision=0, minimum=1, min_width=90, elem_id="pairs-page")
             with gr.Row():
                 self.before = gr.Button("Earlier", size="sm", min_width=90)
@@ -91,14 +91,12 @@ class _PairsPage:
             self.cards = Cards()
             with gr.Group():
                 with gr.Row():
-                    self.name = gr.Textbox(label="Keep as a set named", value="my pairs", elem_id="pairs-name")
+                    self.name = gr.Textbox("my pairs", label="Keep as a set named", elem_id="pairs-name")
                     self.replace = gr.Checkbox(label="Replace a set of that name (its list is kept)", value=False)
                 self.save = gr.Button("Save set", variant="primary", elem_id="pairs-save")
                 self.saved = gr.HTML(elem_id="pairs-saved")
             with gr.Accordion("Write edited captions into .txt files beside the images", open=False):
-                gr.Markdown(
-                    "Your files are changed by this button alone. A caption that is replaced is kept beside it."
-                )
+                gr.Markdown("Only this button changes your files. A caption that is replaced is kept beside it.")
                 self.replace_txt = gr.Checkbox(label="Replace captions that are there", value=False)
                 self.write_txt = gr.Button("Write .txt files", size="sm")
                 self.written = gr.HTML()
@@ -108,15 +106,15 @@ class _PairsPage:
             with gr.Tab("Two folders"):
                 gr.Markdown("Folders on the machine that this app runs on, or dropped from yours.")
                 with gr.Row():
-                    self.chosen = gr.Textbox(label="Folder of preferred images", elem_id="pairs-chosen")
-                    self.rejected = gr.Textbox(label="Folder of the others", elem_id="pairs-rejected")
+                    self.chosen = gr.Textbox("", label="Folder of preferred images", elem_id="pairs-chosen")
+                    self.rejected = gr.Textbox("", label="Folder of the others", elem_id="pairs-rejected")
                 with gr.Row():
                     self.chosen_drop = _folder_drop("Or drop the preferred images", "pairs-chosen-drop")
                     self.rejected_drop = _folder_drop("Or drop the others", "pairs-rejected-drop")
                 self.from_folders = gr.Button("Make pairs", variant="primary", elem_id="pairs-from-folders")
             with gr.Tab("Archive or list"):
                 gr.Markdown("A zip with folders *chosen* and *rejected*, or with a list; a JSONL, CSV or parquet file.")
-                self.file_path = gr.Textbox(label="Path", elem_id="pairs-file-path")
+                self.file_path = gr.Textbox("", label="Path", elem_id="pairs-file-path")
                 self.file_drop = gr.File(
                     label="Or drop a file",
                     file_types=[".zip", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"],
@@ -125,10 +123,8 @@ class _PairsPage:
                 )
                 self.from_file = gr.Button("Read pairs", variant="primary", elem_id="pairs-from-file")
             with gr.Tab("One folder"):
-                gr.Markdown(
-                    "For every image, the base model draws the one that is not preferred, from the same prompt."
-                )
-                self.single = gr.Textbox(label="Folder of preferred images", elem_id="pairs-single")
+                gr.Markdown("For every image the base model draws the other one, from the same prompt.")
+                self.single = gr.Textbox("", label="Folder of preferred images", elem_id="pairs-single")
                 self.single_drop = _folder_drop("Or drop the images", "pairs-single-drop")
                 with gr.Row():
                     self.model = gr.Textbox("demo", label="Base model", info="A file or folder, a Hub id, or demo.")
@@ -142,8 +138,8 @@ class _PairsPage:
         with gr.Accordion("How images are paired and where prompts come from", open=False):
             with gr.Row():
                 self.match = gr.Dropdown(MATCHES, value="stem", label="Images belong together by")
-                self.fixed = gr.Textbox(label="Prompt for images without one", elem_id="pairs-fixed")
-                self.trigger = gr.Textbox(label="Trigger word", info="Put before every prompt.")
+                self.fixed = gr.Textbox("", label="Prompt for images without one", elem_id="pairs-fixed")
+                self.trigger = gr.Textbox("", label="Trigger word", info="Put before every prompt.")
             self.blank = gr.Checkbox(
                 label="No prompt from file names: leave it empty, to be written here or by a model", value=False
             )
@@ -191,16 +187,8 @@ class _PairsPage:
     def everything(self) -> list[Any]:
         """The outputs of `_state`."""
         findings = [f[name] for f in self.findings for name in ("group", "text", "look", "drop")]
-        return [
-            self.summary,
-            self.workbench,
-            self.undo,
-            self.redo,
-            self.page,
-            self.shown,
-            *findings,
-            *self.cards.outputs,
-        ]
+        top = [self.summary, self.workbench, self.undo, self.redo, self.page, self.shown]
+        return [*top, *findings, *self.cards.outputs]
 
     @property
     def looking(self) -> list[Any]:

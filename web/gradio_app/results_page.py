@@ -1,12 +1,367 @@
-"""The Results page."""
+"""The Results page: what a run has brought, in pictures and figures, and the file to take along."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from .context import AppContext
+from mapo_core import (
+    Comparison,
+    ConfigError,
+    copy_lora,
+    model_card,
+    run_comparisons,
+    save_model_card,
+)
+from mapo_core.evaluate import read_evaluation
+from mapo_core.runs import RunDir, best_step, checkpoint_step, list_runs, run_history, run_job
+
+from .context import AppContext, shown
+from .work import cancel_button, note, shown_while
+
+BEST, LAST = "best", "last"
+LAYOUTS = [("kohya: for ComfyUI, Forge and others", "kohya"), ("diffusers", "diffusers")]
+PRECISIONS = ["fp16", "bf16", "fp32"]
+HIDDEN: dict[str, Any] = {"api_visibility": "private"}
+NOTHING = "<div class='mapo-status'>Choose a run. Runs are made on the Train page.</div>"
 
 
 def build(context: AppContext) -> None:
     """Put the page together; called inside its tab."""
-    gr.Markdown("This page comes with the next change.")
+    page = _ResultsPage(context)
+    page.draw()
+    page.connect()
+
+
+class _ResultsPage:
+    """The components, and what they do."""
+
+    def __init__(self, context: AppContext) -> None:
+        self.context = context
+
+    # --- what is on the page ------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """Everything from top to bottom."""
+        with gr.Row():
+            self.run = gr.Dropdown(run_names(self.context), value=None, label="Run", elem_id="results-run")
+            self.step = gr.Dropdown([], label="Checkpoint", elem_id="results-step", interactive=True)
+            self.refresh = gr.Button("Look again", size="sm", min_width=110, elem_id="results-refresh")
+        self.figures = gr.HTML(NOTHING, elem_id="results-figures")
+        gr.Markdown("### Base model and LoRA")
+        with gr.Row():
+            self.comparison = gr.Dropdown([], label="Pictures", elem_id="results-comparison", interactive=True)
+            self.row = gr.Dropdown([], label="Right side", elem_id="results-row", interactive=True)
+            self.prompt = gr.Dropdown([], label="Prompt", elem_id="results-prompt", interactive=True)
+        self.slider = gr.ImageSlider(
+            label="base model | LoRA", type="filepath", interactive=False, max_height=560, elem_id="results-slider"
+        )
+        with gr.Accordion("The whole sheet", open=False):
+            self.sheet = gr.Image(show_label=False, type="filepath", interactive=False, elem_id="results-sheet")
+        with gr.Accordion("Draw new pictures: prompts, strengths, checkpoints", open=False, elem_id="results-draw-box"):
+            self._draw_drawing()
+        gr.Markdown("### Take it along")
+        self._draw_files()
+
+    def _draw_drawing(self) -> None:
+        self.prompts = gr.Textbox(
+            "",
+            label="Prompts, one per line",
+            info="Empty: the run's validation prompts, or some of its held-out pairs.",
+            lines=3,
+            elem_id="results-prompts",
+        )
+        with gr.Row():
+            self.strengths = gr.Textbox(
+                "1.0", label="Strengths", info="For example 0.5, 1.0", elem_id="results-strengths"
+            )
+            self.checkpoints = gr.Dropdown([], label="Checkpoints", multiselect=True, elem_id="results-checkpoints")
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        self.draw_button = gr.Button("Draw", variant="secondary", elem_id="results-draw")
+        self.stop_draw = cancel_button("compare")
+        self.drawn = gr.HTML(elem_id="results-drawn")
+
+    def _draw_files(self) -> None:
+        with gr.Row():
+            self.layout = gr.Dropdown(LAYOUTS, value="kohya", label="Format", elem_id="results-layout")
+            self.precision = gr.Dropdown(PRECISIONS, value="fp16", label="Precision")
+            self.licence = gr.Textbox(
+                "",
+                label="Licence",
+                info="For the model card. Empty: a notice to fill it in.",
+                elem_id="results-licence",
+            )
+        with gr.Row():
+            self.export = gr.Button("Make the LoRA file", variant="primary", elem_id="results-export")
+            self.stop_export = cancel_button("export")
+        self.exported = gr.HTML(elem_id="results-exported")
+        self.files = gr.File(label="LoRA and model card", visible=False, interactive=False, elem_id="results-files")
+        with gr.Row():
+            self.folder = gr.Textbox(
+                "",
+                label="Copy to ComfyUI: its loras folder",
+                placeholder=".../ComfyUI/models/loras",
+                elem_id="results-folder",
+            )
+            self.copy = gr.Button("Copy the LoRA file there", size="sm", elem_id="results-copy")
+        self.copied = gr.HTML(elem_id="results-copied")
+        with gr.Accordion("Model card", open=False, elem_id="results-card-box"):
+            self.card = gr.Markdown("", elem_id="results-card")
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Buttons to functions."""
+        of_run = [self.step, self.checkpoints, self.comparison, self.files, self.exported]
+        of_step = [self.figures, self.card]
+        of_pictures = [self.row, self.prompt, self.sheet, self.slider]
+        picked = [self.run, self.comparison]
+
+        def follow(event: Any) -> None:
+            event.success(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN).success(
+                shown(self._of_comparison), picked, of_pictures, **HIDDEN
+            )
+
+        follow(self.run.change(shown(self._of_run), self.run, of_run, **HIDDEN))
+        follow(self.refresh.click(shown(self._again), self.run, [self.run, *of_run], **HIDDEN))
+        for part in (self.step.input, self.licence.submit, self.licence.blur):
+            part(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN)
+        self.comparison.input(shown(self._of_comparison), picked, of_pictures, **HIDDEN)
+        for part in (self.row, self.prompt):
+            part.input(shown(self._slide), [*picked, self.row, self.prompt], self.slider, **HIDDEN)
+        self.draw_button.click(
+            shown(self._draw),
+            [self.run, self.prompts, self.strengths, self.checkpoints, self.seed],
+            [self.drawn, self.stop_draw, self.comparison],
+            concurrency_limit=1,
+            concurrency_id="heavy",
+            **HIDDEN,
+        ).success(shown(self._of_comparison), picked, of_pictures, **HIDDEN)
+        self.export.click(
+            shown(self._export),
+            [self.run, self.step, self.layout, self.precision, self.licence],
+            [self.exported, self.stop_export, self.files, self.card],
+            concurrency_limit=1,
+            concurrency_id="heavy",
+            **HIDDEN,
+        )
+        self.copy.click(
+            shown(self._copy), [self.run, self.step, self.layout, self.precision, self.folder], self.copied, **HIDDEN
+        )
+        tab = self.context
+        if (app := getattr(tab, "app", None)) is not None and tab.open_run is not None:
+            app.load(shown(self._loaded), tab.open_run, self.run, **HIDDEN)
+            self.run.input(lambda name: name or "", self.run, tab.open_run, **HIDDEN)
+
+    def _loaded(self, name: str) -> Any:
+        names = run_names(self.context)
+        return gr.update(choices=names, value=name if name in names else next(iter(names), None))
+
+    def _again(self, name: str | None) -> tuple[Any, ...]:
+        names = run_names(self.context)
+        name = name if name in names else next(iter(names), None)
+        return gr.update(choices=names, value=name), *self._of_run(name)
+
+    def _of_run(self, name: str | None) -> tuple[Any, ...]:
+        closed = gr.update(value=None, visible=False)
+        if not name:
+            empty = gr.update(choices=[], value=None)
+            return empty, gr.update(choices=[], value=[]), empty, closed, ""
+        run = self.context.run(name)
+        steps = [checkpoint_step(path) for path in run.list_checkpoints()]
+        choices = [(f"best on held-out pairs ({best_step(run)})", BEST), (f"last ({steps[-1]})", LAST)] if steps else []
+        choices += [(f"step {step}", str(step)) for step in steps]
+        return (
+            gr.update(choices=choices, value=BEST if steps else None),
+            gr.update(choices=[str(s) for s in steps], value=[str(steps[-1])] if steps else []),
+            self._pictures(run),
+            closed,
+            "",
+        )
+
+    def _pictures(self, run: RunDir) -> Any:
+        found = run_comparisons(run)
+        choices = [(f"{c.title} ({len(c.prompts)} prompts)", str(c.sheet.name)) for c in found]
+        return gr.update(choices=choices, value=choices[0][1] if choices else None)
+
+    def _of_step(self, name: str | None, step: str | None, licence: str) -> tuple[Any, ...]:
+        if not name:
+            return NOTHING, ""
+        run = self.context.run(name)
+        if not step:
+            return note(f"Run {name} has no checkpoint yet. Train it, or press Save now on the Train page."), ""
+        number = step_of(run, step)
+        return figures_html(run, number), without_head(model_card(run, number, licence))
+
+    def _of_comparison(self, name: str | None, sheet: str | None) -> tuple[Any, ...]:
+        one = self._comparison(name, sheet)
+        if one is None:
+            empty = gr.update(choices=[], value=None)
+            return empty, empty, None, None
+        rows = [title for title, _ in one.rows[1:]]
+        prompts = [(f"{i + 1}. {text[:80]}", i) for i, text in enumerate(one.prompts)]
+        picture = str(one.sheet) if one.sheet.exists() else None
+        slide = (str(one.rows[0][1][0]), str(one.rows[-1][1][0]))
+        return gr.update(choices=rows, value=rows[-1]), gr.update(choices=prompts, value=0), picture, slide
+
+    def _slide(self, name: str | None, sheet: str | None, row: str | None, prompt: int | None) -> Any:
+        one = self._comparison(name, sheet)
+        if one is None:
+            return None
+        pictures = next((paths for title, paths in one.rows if title == row), one.rows[-1][1])
+        i = min(int(prompt or 0), len(one.prompts) - 1)
+        return str(one.rows[0][1][i]), str(pictures[i])
+
+    def _comparison(self, name: str | None, sheet: str | None) -> Comparison | None:
+        if not name or not sheet:
+            return None
+        return next((c for c in run_comparisons(self.context.run(name)) if c.sheet.name == sheet), None)
+
+    def _draw(
+        self, name: str | None, prompts: str, strengths: str, checkpoints: list[str], seed: float, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        run = self.context.run(name or "")
+        arguments = {
+            "run": str(run.path),
+            "steps": [int(step) for step in checkpoints] or [None],
+            "prompts": lines(prompts) or None,
+            "strengths": numbers(strengths),
+            "seed": int(seed or 0),
+        }
+        yield from shown_while(
+            request,
+            "compare",
+            lambda progress, stop: run_job("compare", arguments, progress=progress, should_stop=stop),
+            lambda result: (f"Drawn: {Path(result['sheet']).name}.", (self._pictures(run),)),
+            1,
+        )
+
+    def _export(
+        self, name: str | None, step: str | None, layout: str, precision: str, licence: str, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        run = self.context.run(name or "")
+        number = step_of(run, step)
+        arguments = {"run": str(run.path), "step": number, "layout": layout, "precision": precision}
+
+        def finish(result: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+            lora = Path(result["lora"])
+            card = model_card(run, number, licence)
+            files = [str(lora), str(save_model_card(lora.parent, card))]
+            words = f"{lora.name}: {lora.stat().st_size / 2**20:.1f} MB, read back and compared with what was trained."
+            return words, (gr.update(value=files, visible=True), without_head(card))
+
+        yield from shown_while(
+            request,
+            "export",
+            lambda progress, stop: run_job("export", arguments, progress=progress, should_stop=stop),
+            finish,
+            2,
+        )
+
+    def _copy(self, name: str | None, step: str | None, layout: str, precision: str, folder: str) -> str:
+        run = self.context.run(name or "")
+        lora = exported_file(run, step_of(run, step), layout, precision)
+        target = copy_lora(lora, self.context.safe_path(folder), run.name)
+        return note(f"It is at {target}. In ComfyUI press R, then choose it in Load LoRA.")
+
+
+def run_names(context: AppContext) -> list[str]:
+    """The runs, newest first."""
+    return [run.name for run in list_runs(context.home)]
+
+
+def step_of(run: RunDir, word: str | None) -> int:
+    """The step that a choice means.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    found = best_step(run) if word in (None, "", BEST) else None
+    if word == LAST and (latest := run.latest_checkpoint()):
+        found = checkpoint_step(latest)
+    if word and word not in (BEST, LAST):
+        found = int(word)
+    if found is None:
+        raise ConfigError(f"Run {run.name} has no checkpoint yet. Train it first, or press Save now on the Train page.")
+    return found
+
+
+def exported_file(run: RunDir, step: int, layout: str, precision: str) -> Path:
+    """The file that the button made.
+
+    Raises:
+        ConfigError: it has not been made.
+    """
+    path = run.export / f"{run.name}-{step:08d}-{layout}-{precision}.safetensors"
+    if not path.exists():
+        raise ConfigError("Make the LoRA file first: press the button above, then copy it.")
+    return path
+
+
+def figures_html(run: RunDir, step: int) -> str:
+    """What is measured of a checkpoint: by an evaluation if there is one, else by the run itself."""
+    report = read_evaluation(run, step)
+    if report is None:
+        measured = [e for e in run_history(run).evaluated if e.get("step") == step]
+        if not measured:
+            return note(f"Step {step}: not measured. The Evaluate page measures it.")
+        last, base = measured[-1], measured[-1].get("base") or {}
+        rows = [
+            (title, _number(base.get(name)), _number(last.get(name)), "")
+            for name, title in (("accuracy", "held-out pair accuracy"), ("margin", "held-out margin"))
+        ]
+        hint = "Win rate and drift: measure them on the Evaluate page."
+    else:
+        rows = []
+        if held := report["held_out"]:
+            rows.append(("held-out pair accuracy", _of(held["accuracy_base"]), _of(held["accuracy"]), ""))
+        rows += [(s["title"], _of(s["base"]), _of(s["lora"]), _of(s["win_rate"])) for s in report["scores"]]
+        if drift := report["drift"]:
+            rows.append(("drift on other prompts", "", f"{drift['relative']:.2f} of the base model's error", ""))
+        hint = f"{len(report['prompts'])} prompts {report['prompts_from']}; [95 % intervals]"
+    head = (f"step {step}", "base model", "LoRA", "win rate")
+    return table_html(head, rows) + f"<div class='mapo-status'>{html.escape(hint)}</div>"
+
+
+def table_html(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table that scrolls sideways on a small screen."""
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='mapo-table'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def without_head(card: str) -> str:
+    """A model card without the lines that are for programs."""
+    return card.partition("---\n")[2].partition("---\n")[2] if card.startswith("---\n") else card
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text that have something in them."""
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of a text.
+
+    Raises:
+        ConfigError: it holds something else, or nothing.
+    """
+    try:
+        found = [float(word) for word in (text or "").replace(",", " ").split()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"{text!r} is not a list of numbers such as 0.5, 1.0.")
+    return found
+
+
+def _of(interval: dict[str, Any]) -> str:
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "-"
