@@ -34,7 +34,7 @@ def test_the_card_says_what_the_lora_is_made_of(run: RunDir) -> None:
     with pytest.raises(RunError, match="no checkpoint"):
         model_card(run)
     run.checkpoint_path(200).mkdir()
-    with EventWriter(run.events) as events:
+    with EventWriter(run) as events:
         events.emit("phase", 0, phase="ready", held_out_pairs=2)
         measures = {"accuracy": 0.75, "margin": 0.0123}
         events.emit("evaluated", 200, **measures, base={"accuracy": 0.5, "margin": 0.001})
@@ -100,7 +100,7 @@ def test_pictures_are_found_with_their_prompts(run: RunDir) -> None:
     draw(run.samples / "base", 2)
     draw(run.samples / "step_00000100", 2)
     draw(run.samples / "step_00000200", 1)  # cut off: one of two is missing
-    with EventWriter(run.events) as events:
+    with EventWriter(run) as events:
         for step in (100, 200):
             events.emit("sample_saved", step, path=f"samples/step_{step:08d}.png", prompts=["a", "b"])
     assert [(c.title, c.prompts) for c in run_comparisons(run)] == [("while training, step 100", ("a", "b"))]

@@ -233,7 +233,7 @@ class _EvaluatePage:
     def draw_scorers(self, tab: gr.Tab) -> None:
         """Which can be used here, and what the others lack."""
         gr.Markdown(
-            "Scorers judge pictures. Nothing is downloaded by itself; what is missing is named with its command."
+            "Scorers judge pictures. Nothing is downloaded by itself; what is missing is named."
         )
         go = gr.Button("Look again", size="sm", elem_id="scorers-go")
         stop = cancel_button("scorers")
@@ -289,7 +289,7 @@ def _job(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def sweep_settings(values: dict[str, Any], name: str, steps: int) -> dict[str, Any]:
-    """The settings that all trials share: enough of them held out, measured at the end alone, no pictures in between."""
+    """The settings that all trials share: measured at the end alone, no pictures and checkpoints in between."""
     own = {
         "name": name.strip(),
         "training": {"steps": steps},
