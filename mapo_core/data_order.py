@@ -94,13 +94,14 @@ def batches(group: Sequence[Draw], buckets: Sequence[Hashable], batch_size: int)
     return [d[i : i + batch_size] for d in members.values() for i in range(0, len(d), batch_size)]
 
 
-def split_pairs(pairs: Sequence[PreferencePair], share: float, seed: int) -> tuple[list[int], list[int]]:
+def divide_pairs(pairs: Sequence[PreferencePair], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices of the pairs to train on and of those to hold out: as the pairs say, and the rest as the share says.
 
     Raises:
         PairsError: every pair is marked as held out.
     """
-    return split_held_out([str(p.chosen) for p in pairs], share, seed, marks=[p.held_out for p in pairs])
+    known = [(str(p.chosen), p.held_out) for p in pairs]  # one way through: a long list is read from disk
+    return split_held_out([image for image, _ in known], share, seed, marks=[mark for _, mark in known])
 
 
 def split_held_out(

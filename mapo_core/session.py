@@ -16,7 +16,7 @@ from .adapter import add_lora, load_adapter_state
 from .cache import EncodedPairs, PromptCache, encode_pairs
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
-from .data_order import split_pairs
+from .data_order import divide_pairs
 from .devices import DTYPES, choose_precision, preferred_device
 from .errors import PairsError
 from .evaluate.held_out import HeldOut
@@ -149,7 +149,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     model.unet.train()
     optimizer = accelerator.prepare(build_optimizer(groups, config.optimizer))
     schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
-    split = split_pairs(pairs, config.data.held_out, config.seed)
+    split = divide_pairs(pairs, config.data.held_out, config.seed)
     session = Session(
         run=run,
         config=config,
@@ -251,7 +251,7 @@ def validation_prompts(config: TrainConfig, pairs: list[PreferencePair]) -> list
     """The prompts of the validation pictures: those of the settings, or four of the held-out pairs."""
     if config.validation.prompts:
         return list(config.validation.prompts)
-    _, held = split_pairs(pairs, config.data.held_out, config.seed)
+    _, held = divide_pairs(pairs, config.data.held_out, config.seed)
     return list(dict.fromkeys(pairs[i].prompt for i in (held or range(len(pairs)))))[:4]
 
 

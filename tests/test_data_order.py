@@ -105,6 +105,8 @@ def test_the_order_is_that_of_the_first_version(seed: int) -> None:
     assert draws(buckets, group, 200, seed) == expected
     for skip in (1, 7, 150, 199):
         assert draws(buckets, group, 1, seed, skip) == [expected[skip]]
+
+
 def test_marked_pairs_are_held_out_and_the_share_gives_the_rest() -> None:
     groups = list("abcdefghij")
     marks: list[bool | None] = [None] * 10

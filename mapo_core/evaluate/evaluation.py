@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..buckets import fit
 from ..cache import encode_pairs
-from ..data_order import split_pairs
+from ..data_order import divide_pairs
 from ..devices import choose_precision
 from ..errors import MissingWeightsError
 from ..noising import seed_of
@@ -110,7 +110,7 @@ def evaluate_run(
         not_measured = {"scores": "no scorer was asked for"}
     phase("loading the model")
     trained = open_trained(run, settings.step)
-    _, held = split_pairs(pairs, config.data.held_out, config.seed)
+    _, held = divide_pairs(pairs, config.data.held_out, config.seed)
     comparison = _held_out(trained, pairs, held, progress, phase)
     if comparison is None:
         not_measured["held-out pairs"] = "the run held none out (data.held_out)"

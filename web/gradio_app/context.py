@@ -34,7 +34,6 @@ class AppContext:
         listen: whether other machines can reach the app.
         open_run: the name of the run that the pages are about; one per browser, kept when the page is loaded again.
         clone: the name of a run whose settings the Train page is to take over, and when that was asked; [] for none.
-        clone: the name of a run whose settings the Train page is to take over; "" for none.
         app: the page as a whole, for what happens when it is loaded.
         tabs: the row of tabs; `gr.Tabs(selected="train")` as its output shows a page.
     """

@@ -232,9 +232,7 @@ class _EvaluatePage:
 
     def draw_scorers(self, tab: gr.Tab) -> None:
         """Which can be used here, and what the others lack."""
-        gr.Markdown(
-            "Scorers judge pictures. Nothing is downloaded by itself; what is missing is named."
-        )
+        gr.Markdown("Scorers judge pictures. Nothing is downloaded by itself; what is missing is named.")
         go = gr.Button("Look again", size="sm", elem_id="scorers-go")
         stop = cancel_button("scorers")
         busy = gr.HTML(elem_id="scorers-busy")
