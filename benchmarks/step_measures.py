@@ -75,14 +75,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
     """The best of several large square products, operations per second."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    clock = time.process_time if own_time(device) else time.perf_counter
     best, until = 0.0, time.perf_counter() + seconds
     torch.mm(a, b)
     while True:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         torch.mm(a, b)
         synchronize(device)
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+        best = max(best, 2 * n**3 / (clock() - start))
         if time.perf_counter() > until:
             return best
 
@@ -151,17 +152,26 @@ def reset_process_peak() -> None:
 
 
 def alternate(arms: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every arm in every round: A B C A B C ..., after one round that does not count."""
+    """Seconds of every arm in every round: A B C A B C ..., after one round that does not count.
+
+    On the CPU with one thread these are seconds of this process, without what other programs take in between.
+    """
+    clock = time.process_time if own_time(device) else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, step in arms.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             synchronize(device)
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
+
+
+def own_time(device: torch.device) -> bool:
+    """Whether the process's own time is that of the arithmetic: with several threads it would count their waiting."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], draws: int = 2000) -> dict[str, float]:
