@@ -1,1 +1,158 @@
-def write_report(*a): pass
+"""The page of the step benchmark, out of whatever results there are."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HEAD = """# One training step
+
+The engine's own step against the published recipe (VAE in float32 and both text encoders at every step, one joint
+forward pass, 8-bit Adam, LoRA of rank 8, gradient checkpointing), SFT and Diffusion-DPO, with random weights.
+`benchmarks/train_step.py` and its neighbours say exactly how; this page is written by `--report`.
+
+"engine" keeps encoded images and prompts and does without gradient checkpointing where memory allows. All arms run in
+one process by turns; a ratio is the median over the rounds, with a bootstrap interval of 95 per cent. "Share of the
+matmul rate" is what a pair needs in operations, none counted twice, per second, against the rate of large square
+products of the same precision, measured in the same process.
+"""
+
+GOALS = (  # (goal, device, bound, whether to stay below it, name of the ratio)
+    ("2.0 times the recipe's pairs per second, SDXL 1024 px", "cuda", 2.0, False, "engine against the recipe as published"),
+    ("1.5 times the recipe's pairs per second on the CPU", "cpu", 1.5, False, "engine against the recipe as published"),
+    ("MaPO at most 0.80 of our Diffusion-DPO's time", None, 0.80, True, "MaPO's time as a share of Diffusion-DPO's, engine"),
+    ("split pairs at most 1.10 times SFT's peak memory", None, 1.10, True, "memory: split pairs against SFT"),
+    ("a pair of SDXL 1024 px in at most 8 GB", "cuda", 8.0, True, "memory: least, GB"),
+    ("a pair of SDXL 1024 px in at most 6 GB with nf4", "cuda", 6.0, True, "memory: nf4, GB"),
+    ("0.35 of the bfloat16 matmul rate", "cuda", 0.35, False, "share of the matmul rate"),
+)
+
+
+def write_report(folder: Path, arms: dict[str, Any], ratios: dict[str, Any]) -> None:
+    """train_step.md from the train_step_*.json beside it."""
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("train_step_*_*.json"))]
+    predicted = folder / "train_step_predicted.json"
+    parts = [HEAD]
+    for result in results:
+        parts += section(result, arms, ratios)
+    if predicted.exists():
+        parts += prediction(json.loads(predicted.read_text(encoding="utf-8")))
+    parts += goals(results)
+    (folder / "train_step.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def section(result: dict[str, Any], arms: dict[str, Any], ratios: dict[str, Any]) -> list[str]:
+    """Everything about one run of the benchmark."""
+    pairs = "a pair" if result["batch"] == 1 else f"{result['batch']} pairs"
+    clock = {"wall": "", "process": ", times are the process's own"}[result["clock"]]
+    lines = [
+        f"## {result['size']}, {result['machine']}",
+        "",
+        f"    {result['command']}",
+        "",
+        f"{result['date']}, {pairs} a step at {result['resolution']} px, {result['precision']}{clock}; large products: "
+        f"{result['matmul_per_s'] / 1e12:.3g} TFLOP/s.",
+        *proportions(result),
+        "",
+        "| arm | s a step | pairs/s | share of the matmul rate | peak of a step beyond the weights, GB | peak in all, GB "
+        "| largest batch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in result["arms"].items():
+        lines.append(arm_row(arms[name].title, found))
+    lines += ["", "| ratio of times | median | 95 % |", "|---|---|---|"]
+    for name in ratios:
+        if name in result["ratios"]:
+            r = result["ratios"][name]
+            lines.append(f"| {name} | {r['median']:.2f} | {r['low']:.2f}-{r['high']:.2f} |")
+    return [*lines, ""]
+
+
+def arm_row(title: str, found: dict[str, Any]) -> str:
+    """One arm's figures; a dash where one was not measured."""
+    memory = found.get("memory") or {}
+    cells = [
+        number(found.get("median_s"), "{:.3g}"),
+        number(found.get("pairs_per_s"), "{:.3g}"),
+        number(found.get("share_of_matmul"), "{:.2f}"),
+        number(memory.get("peak_live_bytes"), "{:.2f}", 1e9),
+        number(memory.get("peak_step_bytes"), "{:.2f}", 1e9),
+        number(found.get("largest_batch"), "{}"),
+    ]
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def number(value: float | None, form: str, unit: float = 1) -> str:
+    """The value in the form, or a dash."""
+    return "-" if value is None else form.format(value if unit == 1 else value / unit)
+
+
+def proportions(result: dict[str, Any]) -> list[str]:
+    """How the reduced model's parts stand to each other, beside the full one's."""
+    if not result["operations"]:
+        return []
+
+    def shares(o: dict[str, int]) -> str:
+        unit = o["unet_forward"]
+        return (
+            f"UNet backward {o['unet_backward'] / unit:.2f}, VAE {o['vae'] / unit:.2f}, text {o['text'] / unit:.3f} of "
+            f"the UNet's forward pass of {unit / 1e12:.3g} TFLOP an image"
+        )
+
+    text = f"Operations: {shares(result['operations'])}."
+    if result["operations_full"]:
+        text += f" SDXL at 1024 px: {shares(result['operations_full'])}."
+    return ["", text]
+
+
+def prediction(found: dict[str, Any]) -> list[str]:
+    """The memory of the full model, counted on tensors without content."""
+    lines = [
+        "## SDXL at 1024 px: memory, computed",
+        "",
+        f"    {found['command']}",
+        "",
+        found["note"],
+        "",
+        "| arm | weights, GB | peak of a step beyond the weights, GB | sum, GB |",
+        "|---|---|---|---|",
+    ]
+    for row in found["arms"]:
+        weights, live = row["weights_bytes"] / 1e9, row["peak_live_bytes"] / 1e9
+        lines.append(f"| {row['title']} | {weights:.2f} | {live:.2f} | {weights + live:.2f} |")
+    return [*lines, ""]
+
+
+def goals(results: list[dict[str, Any]]) -> list[str]:
+    """What was aimed at, and what the results say."""
+    lines = ["## Goals", "", "| goal | reached | where |", "|---|---|---|"]
+    for text, device, bound, below, name in GOALS:
+        found = [(r, value) for r in results if r["size"] != "tiny" and (value := measured(r, name)) is not None]
+        found = [(r, v) for r, v in found if device is None or r["device"] == device]
+        if not found:
+            lines.append(f"| {text} | not measured | no GPU was at hand |")
+        for r, value in found:
+            reached = value <= bound if below else value >= bound
+            lines.append(f"| {text} | {value:.2f}: {'yes' if reached else '**no**'} | {r['size']}, {r['machine']} |")
+    return [*lines, ""]
+
+
+def measured(result: dict[str, Any], name: str) -> float | None:
+    """A goal's figure in one result."""
+    arms = result["arms"]
+
+    def memory(arm: str, kind: str) -> float | None:
+        return ((arms.get(arm) or {}).get("memory") or {}).get(kind)
+
+    if name == "memory: split pairs against SFT":
+        split, sft = memory("mapo-split", "peak_live_bytes"), memory("sft", "peak_live_bytes")
+        return split / sft if split and sft else None
+    if name in {"memory: least, GB", "memory: nf4, GB"}:
+        wanted = [a for a in arms if ("nf4" in a) == ("nf4" in name)]
+        found = [m for a in wanted if (m := memory(a, "peak_step_bytes"))]
+        return min(found) / 1e9 if found and result["size"] == "full" else None
+    if name == "share of the matmul rate":
+        return (arms.get("mapo") or {}).get("share_of_matmul")
+    return statistics.mean([result["ratios"][name]["median"]]) if name in result["ratios"] else None

@@ -123,6 +123,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "machine": describe(device),
         "size": options.size,
+        "device": device.type,
         "model": options.model or model.name,
         "resolution": SIZES[options.size].resolution,
         "batch": options.batch,

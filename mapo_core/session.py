@@ -21,6 +21,7 @@ from .devices import DTYPES, choose_precision, preferred_device
 from .errors import PairsError
 from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
+from .fused_lora import fuse_lora
 from .methods import DreamBoothConfig
 from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule
@@ -144,6 +145,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     phase("adding the LoRA")
     groups = add_lora(model, family, config.adapter, config.seed)
     parameters = flat(groups)
+    fuse_lora(model.unet)
     if config.training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     model.unet.train()
