@@ -71,7 +71,7 @@ class Arm:
     cuda: bool = False
 
 
-SPLIT = {"memory": {"split_pairs": True}}
+SPLIT = {"memory": {"split_pairs": "on"}}
 ARMS = {
     "mapo": Arm("engine: MaPO"),
     "mapo-checkpointing": Arm("engine: MaPO, checkpointing", checkpointing=True),

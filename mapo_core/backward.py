@@ -70,7 +70,7 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
     if session.loss.inversion is not None:
         # A context of its own: autocast keeps the copies of the weights that it makes, and older versions of torch
         # hand those made here, which have no gradient, to the forward pass below.
-        with session.autocast():
+        with session.step_autocast():
             batch = invert_batch(session.model, session.family, batch, session.loss.inversion)
     split = session.split_pairs and (batch.paired or class_batch is not None)
     found = (split_backward if split else joint_backward)(session, batch, class_batch, share)
@@ -83,7 +83,7 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
 def joint_backward(session: Session, batch: PairBatch, class_batch: PairBatch | None, share: int) -> dict[str, Tensor]:
     """Both images of each pair in one forward pass; loss and metrics per pair, [B] each."""
     model, family = session.model, session.family
-    with session.autocast():
+    with session.step_autocast():
         errors = fixed_errors(model, family, batch, session.loss.needs)
         residual = residuals(model, family, batch)  # [B or 2B, 4, h, w]
         errors |= named_errors(mean_squares(batch, residual), batch)
@@ -106,17 +106,17 @@ def split_backward(session: Session, batch: PairBatch, class_batch: PairBatch | 
     model, family, backward = session.model, session.family, session.accelerator.backward
     # A context of autocast for each pass: it keeps the copies of the weights that it makes, and those made without
     # gradient must not be handed to a pass that needs one.
-    with session.autocast():
+    with session.step_autocast():
         errors = fixed_errors(model, family, batch, session.loss.needs, apart=True)
     state = RandomState.of(session.accelerator.device)
     rows = batch.chosen_rows
-    with session.autocast(), torch.no_grad():
+    with session.step_autocast(), torch.no_grad():
         chosen = residuals(model, family, batch, rows)
     errors["chosen_mse"] = mean_squares(batch, chosen, rows)
     name, other, other_rows = "rejected_mse", batch, batch.rejected_rows
     if class_batch is not None:
         name, other, other_rows = "class_mse", class_batch, class_batch.chosen_rows
-    with session.autocast():
+    with session.step_autocast():
         residual = residuals(model, family, other, other_rows)
         errors[name] = mean_squares(other, residual, other_rows)
     rejected = residual.detach() if class_batch is None else None
@@ -124,7 +124,7 @@ def split_backward(session: Session, batch: PairBatch, class_batch: PairBatch | 
     backward((errors[name] * pulls[name]).sum())
     del errors, residual  # the graph of the other image, before the chosen one's is built
     with state.replayed():
-        with session.autocast():
+        with session.step_autocast():
             mse = mean_squares(batch, residuals(model, family, batch, rows), rows)
         backward((mse * pulls["chosen_mse"]).sum())
     return found

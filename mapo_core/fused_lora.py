@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +27,14 @@ def fuse_lora(module: nn.Module) -> int:
     for layer in layers:
         layer.__class__ = FusedLinear
     return len(layers)
+
+
+def fully_fused(module: nn.Module) -> bool:
+    """Whether every adapter in it computes this way, so that nothing in it needs autocast to mix precisions."""
+    layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    return all(
+        isinstance(m, FusedLinear) and all(isinstance(d, nn.Identity) for d in m.lora_dropout.values()) for m in layers
+    )
 
 
 class FusedLinear(Linear):

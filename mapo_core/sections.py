@@ -177,6 +177,10 @@ class TrainingConfig(Settings):
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     max_nonfinite_steps: int = Field(default=5, ge=1)
     """Stop when the loss was not finite at this many steps in a row; each such step is skipped and counted."""
+    autocast: bool | None = None
+    """Let torch choose the precision of every operation of a step (norms in float32), or compute all of it in
+    `precision`, which copies less and keeps less. None: on for fp16, and for adapters other than plain LoRAs of linear
+    layers; off for bf16 otherwise. Turn it on if the loss of a bf16 run is not finite. Without effect in fp32."""
 
 
 class CacheConfig(Settings):

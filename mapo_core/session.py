@@ -21,7 +21,7 @@ from .devices import DTYPES, choose_precision, preferred_device
 from .errors import PairsError
 from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
-from .fused_lora import fuse_lora
+from .fused_lora import fully_fused, fuse_lora
 from .methods import DreamBoothConfig
 from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule
@@ -80,6 +80,13 @@ class Session:
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the arithmetic."""
         return self.accelerator.autocast() if self.precision != "fp32" else nullcontext()
+
+    def step_autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the arithmetic in a training step: `autocast`, unless the weights' own is enough."""
+        wanted = self.config.training.autocast
+        if wanted is None:
+            wanted = self.precision != "bf16" or not fully_fused(self.model.unet)
+        return self.autocast() if wanted else nullcontext()
 
     def progress_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimizer, as JSON values."""

@@ -23,6 +23,7 @@ MEMORY = (
     "cache_precision=cache.precision",
     "training.device",
     "memory.split_pairs",
+    "training.autocast",
 )
 HOMES = {*TRAINING, *(text.rpartition("=")[2] for text in MEMORY)}
 

@@ -14,6 +14,7 @@ from mapo_core.adapter import adapter_off
 from mapo_core.fused_lora import FusedLinear, fuse_lora
 
 from .conftest import Run
+from .test_equalities import first_gradients
 
 
 def layered(**settings: object) -> nn.Sequential:
@@ -129,3 +130,44 @@ def test_the_trainer_uses_it(new_run: Run) -> None:
 
     session = prepare(new_run("fused"), None, None)
     assert sum(isinstance(m, FusedLinear) for m in session.model.unet.modules()) > 10
+
+
+def test_a_bf16_step_without_autocast_has_the_gradients_of_one_with_it(new_run: Run) -> None:
+    from accelerate.state import AcceleratorState
+
+    found: dict[str, Tensor] = {}
+    for name, training in {
+        "exact": {"precision": "fp32"},
+        "autocast": {"precision": "bf16", "autocast": True},
+        "plain": {"precision": "bf16"},
+    }.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        gradients = first_gradients(new_run(f"precision-{name}", training=training, method={"type": "sft"}))
+        assert all(g.dtype == torch.float32 for g in gradients)
+        found[name] = torch.cat([g.flatten() for g in gradients])
+    off = {n: (found[n] - found["exact"]).norm() / found["exact"].norm() for n in ("autocast", "plain")}
+    assert off["plain"] < 0.05
+    assert off["plain"] < 2 * off["autocast"] + 0.01
+    assert off["plain"] > 0  # it is another precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "autocast", "adapter", "expected"),
+    [
+        ("fp32", True, {}, False),
+        ("bf16", None, {}, False),
+        ("bf16", True, {}, True),
+        ("bf16", None, {"targets": ["conv"]}, True),
+        ("bf16", False, {"targets": ["conv"]}, False),
+        ("bf16", None, {"dropout": 0.1}, True),
+    ],
+)
+def test_when_autocast_is_on(
+    new_run: Run, precision: str, autocast: bool | None, adapter: dict[str, object], expected: bool
+) -> None:
+    from mapo_core.session import prepare
+
+    training = {"precision": precision, "autocast": autocast}
+    session = prepare(new_run("when", training=training, adapter=adapter), None, None)
+    with session.step_autocast():
+        assert torch.is_autocast_enabled("cpu") == expected

@@ -44,12 +44,16 @@ def test_stopping_and_resuming_gives_the_weights_of_an_uninterrupted_run(new_run
     assert len(losses[0]) == 3
 
 
+@pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("method", ["inpo", "smpo"])
-def test_inversion_under_autocast_leaves_the_loras_gradients_alone(new_run: Run, method: str) -> None:
+def test_inversion_under_autocast_leaves_the_loras_gradients_alone(
+    new_run: Run, method: str, autocast: bool
+) -> None:
     found: list[torch.Tensor] = []
     for precision in ("fp32", "bf16"):
         AcceleratorState._reset_state(reset_partial_state=True)
         training = {"precision": precision, "train_batch_size": 4, "gradient_accumulation_steps": 1}
+        training["autocast"] = autocast
         gradients = first_gradients(new_run(f"{method}-{precision}", method=METHODS[method], training=training))
         found.append(torch.cat([g.flatten() for g in gradients]))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.9
