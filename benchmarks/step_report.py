@@ -20,9 +20,21 @@ products of the same precision, measured in the same process.
 """
 
 GOALS = (  # (goal, device, bound, whether to stay below it, name of the ratio)
-    ("2.0 times the recipe's pairs per second, SDXL 1024 px", "cuda", 2.0, False, "engine against the recipe as published"),
+    (
+        "2.0 times the recipe's pairs per second, SDXL 1024 px",
+        "cuda",
+        2.0,
+        False,
+        "engine against the recipe as published",
+    ),
     ("1.5 times the recipe's pairs per second on the CPU", "cpu", 1.5, False, "engine against the recipe as published"),
-    ("MaPO at most 0.80 of our Diffusion-DPO's time", None, 0.80, True, "MaPO's time as a share of Diffusion-DPO's, engine"),
+    (
+        "MaPO at most 0.80 of our Diffusion-DPO's time",
+        None,
+        0.80,
+        True,
+        "MaPO's time as a share of Diffusion-DPO's, engine",
+    ),
     ("split pairs at most 1.10 times SFT's peak memory", None, 1.10, True, "memory: split pairs against SFT"),
     ("a pair of SDXL 1024 px in at most 8 GB", "cuda", 8.0, True, "memory: least, GB"),
     ("a pair of SDXL 1024 px in at most 6 GB with nf4", "cuda", 6.0, True, "memory: nf4, GB"),
@@ -56,8 +68,8 @@ def section(result: dict[str, Any], arms: dict[str, Any], ratios: dict[str, Any]
         f"{result['matmul_per_s'] / 1e12:.3g} TFLOP/s.",
         *proportions(result),
         "",
-        "| arm | s a step | pairs/s | share of the matmul rate | peak of a step beyond the weights, GB | peak in all, GB "
-        "| largest batch |",
+        "| arm | s a step | pairs/s | share of the matmul rate | peak of a step beyond the weights, GB "
+        "| peak in all, GB | largest batch |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in result["arms"].items():

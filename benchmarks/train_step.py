@@ -1,4 +1,4 @@
-"""One training step of the engine against the published recipe, SFT and Diffusion-DPO: speed, memory, use of the device.
+"""One training step of the engine against the published recipe, SFT and Diffusion-DPO: speed and memory.
 
     python benchmarks/train_step.py --size reduced --rounds 12 --memory          # a CPU
     python benchmarks/train_step.py --size full --rounds 20 --memory --find-batch # an NVIDIA GPU; writes 7 GB to --work
@@ -285,9 +285,7 @@ def describe(device: torch.device) -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads, {torch.__version__}"
 
 
-def summary(
-    name: str, times: list[float], batch: int, operations: Operations | None, rate: float
-) -> dict[str, Any]:
+def summary(name: str, times: list[float], batch: int, operations: Operations | None, rate: float) -> dict[str, Any]:
     """Medians of an arm; the share counts only the operations that the method needs, none done twice."""
     if not times:
         return {}

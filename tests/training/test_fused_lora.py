@@ -41,7 +41,9 @@ def results(net: nn.Module, x: Tensor, autocast: bool = False) -> list[Tensor]:
 
 def worst(a: list[Tensor], b: list[Tensor]) -> float:
     assert len(a) == len(b) == 6
-    return max(((x.double() - y.double()).abs().max() / y.double().abs().max()).item() for x, y in zip(a, b, strict=True))
+    return max(
+        ((x.double() - y.double()).abs().max() / y.double().abs().max()).item() for x, y in zip(a, b, strict=True)
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 24), (7, 24)])
@@ -91,7 +93,9 @@ def test_switched_off_it_is_the_base_layer() -> None:
         assert torch.equal(net(x), base(x))
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True, "init_lora_weights": True}])
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True, "init_lora_weights": True}]
+)
 def test_what_is_not_plain_is_left_to_peft(settings: dict[str, object]) -> None:
     plain = layered(**settings)
     fused = copy.deepcopy(plain)

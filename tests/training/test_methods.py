@@ -46,9 +46,7 @@ def test_stopping_and_resuming_gives_the_weights_of_an_uninterrupted_run(new_run
 
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("method", ["inpo", "smpo"])
-def test_inversion_under_autocast_leaves_the_loras_gradients_alone(
-    new_run: Run, method: str, autocast: bool
-) -> None:
+def test_inversion_under_autocast_leaves_the_loras_gradients_alone(new_run: Run, method: str, autocast: bool) -> None:
     found: list[torch.Tensor] = []
     for precision in ("fp32", "bf16"):
         AcceleratorState._reset_state(reset_partial_state=True)
