@@ -55,15 +55,15 @@ def open_trained(run: RunDir, step: int | None = None, device: str | None = None
     """
     config = load_config(run.config)
     path = _checkpoint_of(run, step)
-    lora, _, state = load_checkpoint(path)
+    kept = load_checkpoint(path)
     where = preferred_device(device or config.training.device)
     precision = choose_precision(config.training.precision, where)
     family = FAMILIES[detect(config.model.path, config.model.family).family]
     model = family.load(config.model, device=where, dtype=DTYPES[precision])
     add_lora(model, family, config.adapter, config.seed)
-    load_adapter_state(model, lora)
+    load_adapter_state(model, kept.lora)
     model.unet.eval()
-    return TrainedModel(config, model, family, state["step"], state)
+    return TrainedModel(config, model, family, kept.step, kept.others)
 
 
 def export_run(
@@ -170,7 +170,7 @@ def compare_run(
     titles: list[str] = []
     draw(True, "base")
     for path in paths:
-        load_adapter_state(model, load_checkpoint(path)[0])
+        load_adapter_state(model, load_checkpoint(path).lora)
         for strength in strengths:
             with lora_strength(model, strength):
                 draw(False, (f"step {checkpoint_step(path)}, " if len(paths) > 1 else "") + f"strength {strength:g}")

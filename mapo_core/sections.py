@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ._settings import Settings
 
@@ -140,23 +140,86 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 class OptimizerConfig(Settings):
     """The optimizer and its learning rate."""
 
-    type: Literal["adamw", "adamw8bit"] = "adamw8bit"
-    """"adamw8bit" keeps its state in 8 bits (bitsandbytes), a quarter of the memory of "adamw"."""
+    type: Literal["adamw", "adamw8bit", "paged_adamw8bit", "lion8bit", "adafactor", "prodigy", "schedulefree_adamw"] = (
+        "adamw8bit"
+    )
+    """"adamw8bit" keeps its state in 8 bits (bitsandbytes), a quarter of the memory of "adamw"; "paged_adamw8bit" moves
+    it to the CPU's memory when the GPU's is full; "lion8bit" has half the state and wants a learning rate 3 to 10 times
+    lower; "adafactor" hardly has any state; "prodigy" finds the learning rate by itself (learning_rate 1); and
+    "schedulefree_adamw" averages the weights instead of lowering the learning rate. The last two need
+    `pip install prodigyopt schedulefree`."""
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
     """Step size; a larger one learns faster and, too large, ruins the pictures. Default: the authors' LoRA recipe for
-    SDXL; LoRAs of styles often use 1e-4."""
+    SDXL; LoRAs of styles often use 1e-4. With "prodigy" it is a factor on the one that it finds: 1."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's two averages; nearer to 1 averages over more steps."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Pull of the LoRA weights towards zero; a larger value keeps the LoRA weaker."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's guard against division by zero; a larger value makes steps smaller where gradients are tiny."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the learning rate after the warm-up; "cosine" and "linear" end at zero."""
+    schedule: Literal["constant", "cosine", "linear", "cosine_with_restarts", "polynomial", "piecewise_constant"] = (
+        "constant"
+    )
+    """Course of the learning rate after the warm-up; "cosine", "linear", "cosine_with_restarts" and "polynomial" end at
+    zero, "piecewise_constant" follows schedule_rules. "schedulefree_adamw" takes "constant" only."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from zero; more begin more gently."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm, so a larger value lets larger steps through; 0 switches clipping off."""
+    schedule_cycles: int = Field(default=1, ge=1, le=1000)
+    """Number of falls of "cosine_with_restarts"; more start again at the full learning rate more often."""
+    schedule_power: float = Field(default=1.0, gt=0, le=10)
+    """Exponent of "polynomial"; a larger value falls faster at first, 1 is a straight line."""
+    schedule_rules: str = ""
+    """For "piecewise_constant": factors on the learning rate with the step at which each ends, and the last one, for
+    example 1:500,0.3:1000,0.1."""
+    lora_plus_ratio: float = Field(default=1.0, ge=1, le=64)
+    """LoRA+ (arXiv 2402.12354): learning rate of the up weights over that of the down weights; a larger value learns
+    faster at the same learning_rate. The paper advises 16 with half the usual learning rate; 1 switches it off."""
+    prodigy_d_coef: float = Field(default=1.0, gt=0, le=100)
+    """Prodigy's factor on the learning rate that it finds; larger values train harder. Its authors advise 0.5 to 2."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Keep a moving average of the weights, which is then what is measured, drawn, saved and exported; nearer to 1
+    averages over more steps (0.99: about the last 100), which calms a noisy training. 0 switches it off."""
+
+    @model_validator(mode="after")
+    def _fields_suit_the_type(self) -> Self:
+        if self.type == "prodigy" and not self.learning_rate >= 0.1:
+            raise ValueError(
+                "prodigy finds the learning rate by itself and learning_rate is a factor on it: "
+                f"{self.learning_rate:g} would leave it nearly still. Set optimizer.learning_rate to 1"
+            )
+        if self.type == "prodigy" and self.lora_plus_ratio != 1:
+            raise ValueError(
+                "prodigy finds one learning rate for all weights, so LoRA+ has none to multiply. Set "
+                "optimizer.lora_plus_ratio to 1, or choose another optimizer.type"
+            )
+        if self.type == "schedulefree_adamw" and (self.schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                "schedulefree_adamw averages the weights instead of lowering the learning rate. Set optimizer.schedule "
+                'to "constant" and optimizer.ema_decay to 0, or choose another optimizer.type'
+            )
+        if (self.schedule == "piecewise_constant") != bool(self.schedule_rules):
+            raise ValueError(
+                'optimizer.schedule "piecewise_constant" and optimizer.schedule_rules, such as 1:500,0.3:1000,0.1, '
+                "need each other"
+            )
+        if self.schedule_rules:
+            _check_rules(self.schedule_rules)
+            if self.warmup_steps:
+                raise ValueError("piecewise_constant has no warm-up: begin schedule_rules with a small factor instead")
+        return self
+
+
+def _check_rules(text: str) -> None:
+    *parts, last = text.split(",")
+    if not all(re.fullmatch(r"\s*\d*\.?\d+\s*:\s*\d+\s*", p) for p in parts) or not re.fullmatch(
+        r"\s*\d*\.?\d+\s*", last
+    ):
+        raise ValueError(f"schedule_rules: {text!r} is not of the form factor:step,factor:step,factor")
+    ends = [int(p.split(":")[1]) for p in parts]
+    if ends != sorted(set(ends)):
+        raise ValueError(f"schedule_rules: the steps of {text!r} must rise")
 
 
 class TrainingConfig(Settings):
@@ -223,6 +286,11 @@ class CheckpointConfig(Settings):
     """Steps between two checkpoints; 0: only on stop and at the end."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest to keep; more take more disk space."""
+    keep_every: int = Field(default=0, ge=0)
+    """Keep those of every so many steps for good, beside the newest; smaller values keep more. 0: none."""
+    keep_best: bool = True
+    """Keep the best on the held-out pairs, too, by accuracy, then margin. It needs validation.every_steps to be such
+    that steps with a checkpoint are measured."""
 
 
 class ExportConfig(Settings):

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from . import checkpoints
-from .adapter import add_lora, load_adapter_state
+from .adapter import add_lora
 from .cache import EncodedPairs, PromptCache, encode_pairs
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
@@ -24,11 +24,12 @@ from .families import FAMILIES, detect
 from .fused_lora import fully_fused, fuse_lora
 from .methods import DreamBoothConfig
 from .noising import seed_of
-from .optimizers import build_optimizer, build_schedule
+from .optimizers import build_optimizer, build_schedule, has_own_average, learning_rate_warning
 from .pairs import read_pairs
 from .pairs.scores import require_scores
 from .parameters import ParameterGroup, flat
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home
+from .state import build_average, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class Session:
     parameters: list[nn.Parameter]  # of all groups, in their order
     optimizer: Any
     schedule: Any
+    average: Any  # EMAModel of the parameters, or None
     precision: str
     split_pairs: bool  # one image of a pair after the other, with the same gradients in less memory
     step: int = 0
@@ -70,6 +72,7 @@ class Session:
     nonfinite_total: int = 0
     held_out_base: HeldOut | None = None
     held_out: HeldOut | None = None
+    measured: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> held-out accuracy and margin
     started_at: float = field(default_factory=time.time)
 
     def emit(self, type_: EventType, **fields: Any) -> None:
@@ -94,6 +97,7 @@ class Session:
             "nonfinite_total": self.nonfinite_total,
             "held_out": self.held_out.as_dict() if self.held_out else None,
             "held_out_base": self.held_out_base.as_dict() if self.held_out_base else None,
+            "measured": {str(step): list(values) for step, values in self.measured.items()},
             "started_at": self.started_at,
         }
 
@@ -157,6 +161,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     model.unet.train()
     optimizer = accelerator.prepare(build_optimizer(groups, config.optimizer))
+    if has_own_average(optimizer):
+        optimizer.train()
     schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
     split = divide_pairs(pairs, config.data.held_out, config.seed)
     session = Session(
@@ -178,6 +184,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         parameters=parameters,
         optimizer=optimizer,
         schedule=schedule,
+        average=build_average(parameters, config.optimizer),
         precision=precision,
         split_pairs=config.memory.split_pairs == "on",
     )
@@ -199,6 +206,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         trainable_parameters=sum(p.numel() for p in parameters),
         resolution=config.data.resolution or model.resolution,
     )
+    if session.step == 0 and (odd := learning_rate_warning(config.optimizer)):
+        session.emit("warning", code="learning_rate", message=odd)
     return session
 
 
@@ -238,22 +247,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 def restore(session: Session) -> None:
     """Go back to the newest checkpoint, if there is one."""
     path = session.run.latest_checkpoint()
-    if path is None:
-        return
-    lora, optimizer, state = checkpoints.load_checkpoint(path)
-    load_adapter_state(session.model, lora)
-    session.optimizer.load_state_dict(optimizer)
-    session.schedule.load_state_dict(state["schedule"])
-    scaler = session.accelerator.scaler
-    if scaler is not None and state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
-    session.step = state["step"]
-    session.nonfinite_total = state["nonfinite_total"]
-    session.started_at = state["started_at"]
-    if state["held_out_base"]:
-        session.held_out_base = HeldOut(**state["held_out_base"])
-    if state["held_out"]:
-        session.held_out = HeldOut(**state["held_out"])
+    if path is not None:
+        put_back(session, checkpoints.load_checkpoint(path))
 
 
 def validation_prompts(config: TrainConfig, pairs: list[PreferencePair]) -> list[str]:

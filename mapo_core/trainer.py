@@ -11,6 +11,7 @@ import torch
 from .backward import accumulate
 from .data_order import Draw, step_groups
 from .errors import TrainingError
+from .optimizers import learning_rate_in_use
 from .session import Session, StoppedEarlyError, prepare
 from .validation import draw_samples, export, measure, save_state
 
@@ -98,10 +99,12 @@ def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int
     )
     if finite:
         session.optimizer.step()
+        if session.average is not None:
+            session.average.step(session.parameters)
         session.nonfinite_in_a_row = 0
     else:
         skip_step(session)
-    values["learning_rate"] = session.schedule.get_last_lr()[0]
+    values["learning_rate"] = learning_rate_in_use(session.optimizer, session.schedule)
     session.schedule.step()
     return values
 
@@ -164,25 +167,37 @@ def answer_requests(session: Session) -> bool:
     watcher, run = session.watcher, session.run
     if watcher is None:
         return False
-    if watcher.take("save"):
+    save_and_sample(session)
+    paused = watcher.pause_requested.is_set()
+    if paused:
+        if session.step > 0:
+            save_state(session)
+        message = "Paused until a resume or stop request; save and sample are answered."
+        session.emit("paused", message=message)
+        run.answer("pause")
+        while watcher.pause_requested.is_set() and not session.wants_stop:
+            if save_and_sample(session):
+                session.emit("paused", message=message)
+            time.sleep(0.1)
+        session.emit("phase", phase="training")
+    return paused
+
+
+def save_and_sample(session: Session) -> bool:
+    """Answer requests for a checkpoint with its LoRA file, and for pictures; whether there was one."""
+    watcher, run = session.watcher, session.run
+    assert watcher is not None
+    wants_save, wants_sample = watcher.take("save"), watcher.take("sample")
+    if wants_save:
         if session.step > 0:
             save_state(session)
             lora = export(session, f"{run.name}-{session.step:08d}")
             session.emit("phase", phase="saved", lora=lora, message=f"Saved {lora}.")
         run.answer("save")
-    if watcher.take("sample"):
+    if wants_sample:
         draw_samples(session)
         run.answer("sample")
-    paused = watcher.pause_requested.is_set()
-    if paused:
-        if session.step > 0:
-            save_state(session)
-        session.emit("paused", message="Paused until a resume or stop request.")
-        run.answer("pause")
-        while watcher.pause_requested.is_set() and not session.wants_stop:
-            time.sleep(0.1)
-        session.emit("phase", phase="training")
-    return paused
+    return wants_save or wants_sample
 
 
 def finish(session: Session) -> None:

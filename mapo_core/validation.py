@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from . import checkpoints
-from .adapter import adapter_state
 from .evaluate.held_out import HeldOut, measure_held_out
 from .export import export_lora
 from .reopen import run_metadata
 from .sampling import contact_sheet, sample_images, save_image, save_pictures
 from .session import throttled, validation_prompts
+from .state import take, weights_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def measure(session: Session) -> None:
 
     def run(base: bool) -> HeldOut:
         report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))
-        with session.autocast():
+        with session.autocast(), weights_in_use(session):
             return measure_held_out(
                 session.model,
                 session.family,
@@ -48,6 +48,7 @@ def measure(session: Session) -> None:
     if session.held_out_base is None:
         session.held_out_base = run(base=True)
     session.held_out = session.held_out_base if session.step == 0 else run(base=False)
+    session.measured[session.step] = (session.held_out.accuracy, session.held_out.margin)
     session.emit("evaluated", **session.held_out.as_dict(), base=session.held_out_base.as_dict())
     if session.held_out.chosen_mse > CHOSEN_ERROR_LIMIT * session.held_out_base.chosen_mse:
         session.emit(
@@ -90,7 +91,8 @@ def draw_samples(session: Session) -> None:
     base = base_pictures(session, folder / "base", prompts, draw)
     rows, titles = [base], ["base"]
     if session.step > 0:
-        pictures = draw(base=False)
+        with weights_in_use(session):
+            pictures = draw(base=False)
         rows.append(pictures)
         titles.append(f"step {session.step}")
         save_pictures(pictures, folder / f"step_{session.step:08d}")
@@ -112,24 +114,12 @@ def base_pictures(
     return pictures
 
 
-def save_state(session: Session) -> None:
-    """A checkpoint of this step, from the main process."""
+def save_state(session: Session, replace: bool = False) -> None:
+    """A checkpoint of this step, from the main process; drops those that are no longer kept."""
     if not session.accelerator.is_main_process:
         return
-    scaler = session.accelerator.scaler
-    others = {
-        "schedule": session.schedule.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        **session.progress_state(),
-    }
-    path = checkpoints.save_checkpoint(
-        session.run,
-        session.step,
-        adapter_state(session.model),
-        session.optimizer.state_dict(),
-        others,
-        session.config.checkpoint.keep,
-    )
+    path = checkpoints.save_checkpoint(session.run, take(session), replace)
+    checkpoints.drop_old(session.run, session.config.checkpoint, session.measured)
     session.emit("checkpoint_saved", path=str(path.relative_to(session.run.path)))
 
 
@@ -137,14 +127,15 @@ def export(session: Session, name: str) -> str:
     """Write the LoRA file and prove that it holds what was trained; its path inside the run folder."""
     config = session.config
     session.run.export.mkdir(exist_ok=True)
-    report = export_lora(
-        session.model,
-        session.family,
-        session.run.export / f"{name}.safetensors",
-        layout=config.export.layout,
-        precision=config.export.precision,
-        metadata=run_metadata(
-            session.run, config, session.model, session.family, session.step, session.progress_state()
-        ),
-    )
+    with weights_in_use(session):
+        report = export_lora(
+            session.model,
+            session.family,
+            session.run.export / f"{name}.safetensors",
+            layout=config.export.layout,
+            precision=config.export.precision,
+            metadata=run_metadata(
+                session.run, config, session.model, session.family, session.step, session.progress_state()
+            ),
+        )
     return str(report.path.relative_to(session.run.path))
