@@ -1,9 +1,8 @@
-"""Optimizers and learning-rate schedules; all of them are other libraries' (LIBRARIES, diffusers)."""
+"""Optimizers and learning-rate schedules; all of them are other libraries' (PACKAGES, diffusers)."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ if TYPE_CHECKING:
     from .parameters import ParameterGroup
     from .sections import OptimizerConfig
 
-# Where each comes from: module, class, what pip calls it.
-LIBRARIES = {
-    "adamw8bit": ("bitsandbytes.optim.adamw", "AdamW8bit", "bitsandbytes"),
-    "paged_adamw8bit": ("bitsandbytes.optim.adamw", "PagedAdamW8bit", "bitsandbytes"),
-    "lion8bit": ("bitsandbytes.optim.lion", "Lion8bit", "bitsandbytes"),
-    "adafactor": ("transformers.optimization", "Adafactor", "transformers"),
-    "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
-    "schedulefree_adamw": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
+PACKAGES = {  # what pip calls the library of each
+    "adamw8bit": "bitsandbytes",
+    "paged_adamw8bit": "bitsandbytes",
+    "lion8bit": "bitsandbytes",
+    "adafactor": "transformers",
+    "prodigy": "prodigyopt",
+    "schedulefree_adamw": "schedulefree",
 }
 # Above these a LoRA is usually ruined; a sign in all weights (Lion) is a larger step than Adam's.
 HIGH_RATES = {"lion8bit": 1e-3, "schedulefree_adamw": 5e-2, "prodigy": 10.0}
@@ -96,15 +94,31 @@ def _class_of(kind: str) -> Any:
     Raises:
         ConfigError: its library does not load.
     """
-    module, name, package = LIBRARIES[kind]
     try:
-        return getattr(importlib.import_module(module), name)
+        return _imported(kind)
     except Exception as error:  # bitsandbytes fails in many ways where its native library does not fit
+        package = PACKAGES[kind]
         instead = ": the state then takes four times the memory" if package == "bitsandbytes" else ""
         raise ConfigError(
             f"optimizer.type {kind} needs {package}, which does not load here ({error}). Install it "
             f"(pip install {package}), or set optimizer.type to adamw{instead}."
         ) from error
+
+
+def _imported(kind: str) -> Any:
+    if kind == "adafactor":
+        from transformers.optimization import Adafactor as found
+    elif kind == "prodigy":
+        from prodigyopt import Prodigy as found
+    elif kind == "schedulefree_adamw":
+        from schedulefree import AdamWScheduleFree as found
+    elif kind == "lion8bit":
+        from bitsandbytes.optim.lion import Lion8bit as found
+    else:
+        from bitsandbytes.optim import adamw
+
+        found = adamw.PagedAdamW8bit if kind == "paged_adamw8bit" else adamw.AdamW8bit
+    return found
 
 
 def build_schedule(optimizer: Any, config: OptimizerConfig, steps: int) -> Any:

@@ -42,8 +42,8 @@ GROUPS = {
     "export": ("MaPOExportSettings", "Export Settings", "The LoRA file: layout, precision, trigger word."),
 }
 
-# Settings of another group that have their widget there.
-ALSO = {"optimizer": ("training.max_nonfinite_steps",)}
+# Settings of another group that have their widget there: after which of the group's own -> setting.
+ALSO = {"optimizer": {"optimizer.max_grad_norm": "training.max_nonfinite_steps"}}
 
 _AUTO_BETA = "0: the method's own published value."
 
@@ -166,7 +166,7 @@ class MemorySettings(SettingsNode):
 
 def group_nodes() -> list[type[SettingsNode]]:
     """One node for each group whose settings the nodes above do not have, and one for each method with its own."""
-    nodes = [_group_node(*GROUPS[name], widgets_of(*rest_of(name, HOMES), *ALSO.get(name, ()))) for name in GROUPS]
+    nodes = [_group_node(*GROUPS[name], widgets_of(*_of_group(name))) for name in GROUPS]
     for group in form_groups():
         if group.path[:1] == ("method",):
             taken = {f"method.{group.path[1]}.{name}" for name in ("beta", "margin_weight")}
@@ -178,6 +178,14 @@ def group_nodes() -> list[type[SettingsNode]]:
 
 def _group_node(node_id: str, title: str, text: str, widgets: list[Widget], **more: Any) -> type[SettingsNode]:
     return type(node_id, (SettingsNode,), {"node": (node_id, title, text), "widgets": tuple(widgets), **more})
+
+
+def _of_group(name: str) -> list[str]:
+    """The settings of a group's node, in the order of its widgets."""
+    found = list(rest_of(name, HOMES))
+    for before, other in ALSO.get(name, {}).items():
+        found.insert(found.index(before) + 1, other)
+    return found
 
 
 def _method_node(name: str, text: str, rest: list[str]) -> type[SettingsNode]:

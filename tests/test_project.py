@@ -41,7 +41,8 @@ def test_requirements_are_the_projects_dependencies() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    declared = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["parquet"]}
+    extras = PROJECT["optional-dependencies"]
+    declared = {*PROJECT["dependencies"], *extras["parquet"], *extras["optimizers"]}
     names = {re.split(r"[<>=]", requirement)[0] for requirement in declared}
     importable = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     used: dict[str, str] = {}

@@ -14,7 +14,7 @@ import mapo_core.trainer as trainer
 from mapo_core.config import build_config
 from mapo_core.errors import ConfigError
 from mapo_core.export import read_lora
-from mapo_core.optimizers import LIBRARIES, build_optimizer, build_schedule, evaluation_weights
+from mapo_core.optimizers import PACKAGES, build_optimizer, build_schedule, evaluation_weights
 from mapo_core.parameters import ParameterGroup, flat
 from mapo_core.runs import RunDir, read_events
 from mapo_core.sections import OptimizerConfig
@@ -177,11 +177,11 @@ def test_prodigy_refuses_several_learning_rates() -> None:
         build_optimizer(named_groups(), OptimizerConfig(type="prodigy", learning_rate=1))
 
 
-@pytest.mark.parametrize("kind", LIBRARIES)
+@pytest.mark.parametrize("kind", PACKAGES)
 def test_a_missing_library_is_named_with_its_pip_command(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, _, package = LIBRARIES[kind]
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=f"pip install {package}"):
+    module = {"adafactor": "transformers.optimization", "lion8bit": "bitsandbytes.optim.lion"}.get(kind, PACKAGES[kind])
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim" if kind.startswith(("adamw8", "paged")) else module, None)
+    with pytest.raises(ConfigError, match=f"pip install {PACKAGES[kind]}"):
         build_optimizer([], OptimizerConfig(type=kind, **OPTIMIZERS[kind]))  # pyright: ignore[reportArgumentType]
 
 
