@@ -20,9 +20,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = ROOT / "web" / "gradio_app" / "__main__.py"
+STAND_IN = Path(__file__).with_name("stand_in.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_S = 180.0
-WAIT_MS = 120_000
+WAIT_MS = 60_000
 
 
 @dataclass
@@ -165,3 +166,15 @@ def show_tab() -> Callable[[Any, str], None]:
         page.locator(f"#tab-{title.lower()}").first.wait_for()
 
     return show
+
+
+@pytest.fixture(scope="session")
+def quick_app(start_app: Callable[..., App]) -> App:
+    """A server whose runs only count, ten steps a second."""
+    return start_app(entry=STAND_IN)
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Path:
+    """The page whose runs only count, for servers of one's own."""
+    return STAND_IN
