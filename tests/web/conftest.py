@@ -23,7 +23,7 @@ ENTRY = ROOT / "web" / "gradio_app" / "__main__.py"
 STAND_IN = Path(__file__).with_name("stand_in.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 START_S = 180.0
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mapo_core.runs import list_runs, queue_entries, read_events, run_status
 
@@ -35,6 +36,17 @@ def wait(client: Any, name: str, states: set[str], seconds: float = 180) -> dict
         assert time.monotonic() < deadline, status
         time.sleep(0.3)
     return status
+
+
+def few_pairs(folder: Path) -> str:
+    """Two folders of small pictures."""
+    for side, level in (("chosen", 200), ("rejected", 40)):
+        (folder / side).mkdir()
+        for i in range(3):
+            picture = Image.effect_noise((64, 64), 20 + level / 4).convert("RGB")
+            picture.save(folder / side / f"{i}.png")
+            (folder / side / f"{i}.txt").write_text(f"noise number {i}")
+    return str(folder)
 
 
 def zombies_of(pid: int) -> list[int]:
@@ -99,16 +111,17 @@ def test_wrong_arguments_are_explained(quick_app: Any, client_of: Any) -> None:
     assert "Traceback" not in quick_app.log
 
 
-def test_a_hundred_clicks_in_random_order(start_app: Any, stand_in: Path, client_of: Any) -> None:
+def test_a_hundred_clicks_in_random_order(start_app: Any, stand_in: Path, client_of: Any, tmp_path: Path) -> None:
     """Starts, stops, pauses and resumes as they come: every run stays whole, and no process is left."""
     app = start_app(entry=stand_in, env={"STAND_IN_STEP_S": "0.03"})
+    pairs = few_pairs(tmp_path)
     client, dice, names = client_of(app), random.Random(7), []
     refused: list[str] = []
     for click in range(100):
         action = dice.choice(["start", "stop", "stop", "resume", "pause", "save_now"])
         if action == "start" or not names:
             if len(names) < 12:
-                names.append(client.predict(f"run {click}", "demo", "demo", STEPS % 25, api_name="/start_run")["name"])
+                names.append(client.predict(f"run {click}", "demo", pairs, STEPS % 25, api_name="/start_run")["name"])
             continue
         try:
             api_name = f"/{action}" if action == "save_now" else f"/{action}_run"

@@ -11,6 +11,8 @@ from mapo_core.runs import list_runs, queue_entries
 
 pytestmark = pytest.mark.browser
 
+NAME = "#train-name input, #train-name textarea"
+
 SETTINGS = "training: {steps: %d}\nadapter: {rank: 3}"
 
 
@@ -52,7 +54,7 @@ def test_queue_compare_copy_and_delete(
 
     press(page, "Copy its settings")
     page.wait_for_function("() => document.querySelector('#set-training-steps input')?.value === '40'")
-    assert page.get_by_label("Name", exact=True).input_value() == "delta"
+    assert page.locator(NAME).input_value() == "delta"
 
     show_tab(page, "Runs")
     press(page, "Delete")

@@ -15,6 +15,8 @@ from mapo_core.runs import attach, list_runs, read_events, run_status
 
 pytestmark = pytest.mark.browser
 
+NAME = "#train-name input, #train-name textarea"
+
 STEP = "() => Number(/Step (\\d+) of/.exec(document.querySelector('#run-status')?.textContent ?? '')?.[1] ?? -1)"
 STATE = "() => document.querySelector('#run-status .mapo-badge')?.textContent ?? ''"
 LONG_MS = 300_000
@@ -36,7 +38,7 @@ def fill(page: Any, key: str, value: object) -> None:
 
 def start(page: Any, name: str, **settings: object) -> None:
     """Fill the form and press Start."""
-    page.get_by_label("Name", exact=True).fill(name)
+    page.locator(NAME).fill(name)
     for key, value in settings.items():
         fill(page, key.replace("__", "-"), value)
     page.locator("#train-start").click()
@@ -160,7 +162,7 @@ def test_goals_search_and_yaml(quick_app: Any, open_page: Callable[..., Any], sh
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     page.locator("#tab-train input[type=file]").first.set_input_files(tmp_path / "other.yaml")
     page.wait_for_function("() => document.querySelector('#set-training-steps input').value === '77'")
-    assert page.get_by_label("Name", exact=True).input_value() == "from a file"
+    assert page.locator(NAME).input_value() == "from a file"
     (tmp_path / "wrong.yaml").write_text("training: {stepz: 1}")
     page.locator("#tab-train input[type=file]").first.set_input_files(tmp_path / "wrong.yaml")
     page.get_by_text(re.compile("did you mean training.steps")).first.wait_for()
@@ -172,3 +174,13 @@ def test_errors_are_messages(quick_app: Any, open_page: Callable[..., Any], show
     start(page, "a/b")
     page.get_by_text(re.compile("cannot be a file name")).first.wait_for()
     assert "Traceback" not in page.inner_text("body")
+
+
+def test_what_a_run_needs_is_measured(quick_app: Any, open_page: Callable[..., Any], show_tab: Any) -> None:
+    """With the real job, which takes two steps of the demo model."""
+    page = open_page(quick_app.url)
+    show_tab(page, "Train")
+    page.locator("#train-measure").click()
+    needs = page.locator("#train-needs textarea")
+    needs.wait_for(timeout=LONG_MS)
+    assert re.search(r"step", needs.input_value())

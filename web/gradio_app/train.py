@@ -22,12 +22,13 @@ from mapo_core import (
     request_run,
     settings_text,
 )
-from mapo_core.runs import RunDir, add_to_queue, list_runs
+from mapo_core.runs import RunDir, add_to_queue, list_runs, run_job
 
 from . import run_view
 from .context import AppContext, shown
 from .forms import BASIC, SettingsForm
 from .run_panel import RunPanel, ask, run_choices
+from .work import cancel_button, shown_while
 
 NO_GOAL = "as set under Advanced"
 _DEMO_MODEL = "demo"
@@ -49,7 +50,9 @@ def build(context: AppContext) -> None:
 
 def _draw_request(context: AppContext, form: SettingsForm) -> dict[str, Any]:
     asked: dict[str, Any] = {}
-    asked["name"] = gr.Textbox(value="my style", label="Name", info="Of the run and of the LoRA file.")
+    asked["name"] = gr.Textbox(
+        value="my style", label="Name", info="Of the run and of the LoRA file.", elem_id="train-name"
+    )
     asked["pairs"] = gr.Dropdown(
         pair_choices(context),
         value="demo",
@@ -77,6 +80,18 @@ def _draw_request(context: AppContext, form: SettingsForm) -> dict[str, Any]:
     asked["goal_text"] = gr.Markdown("")
     with gr.Row():
         form.draw_basic(*BASIC)
+    with gr.Row():
+        asked["measure"] = gr.Button("Measure what this needs", size="sm", elem_id="train-measure")
+        asked["measure_stop"] = cancel_button("preflight")
+    asked["measuring"] = gr.HTML("", padding=False)
+    asked["needs"] = gr.Textbox(
+        label="On this machine",
+        lines=5,
+        visible=False,
+        interactive=False,
+        elem_id="train-needs",
+        elem_classes="mapo-log",
+    )
     with gr.Row():
         asked["start"] = gr.Button("Start training", variant="primary", elem_id="train-start")
     with gr.Accordion("Advanced: every setting", open=False, elem_id="train-advanced"):
@@ -161,7 +176,7 @@ def _connect(context: AppContext, form: SettingsForm, asked: dict[str, Any], pan
     quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
 
     @shown
-    def started(name: str, pairs: str, model: str, *given: Any, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+    def started(name: str, pairs: str, model: str, progress: gr.Progress = gr.Progress(), *given: Any) -> Any:  # noqa: B008
         progress(0, "reading the pairs")
         values = settings_of(context, form, name, model, given)
         run, words = start(context, values, pairs, lambda share, text: progress(share, text))
@@ -235,6 +250,26 @@ def _connect_form(
         return form.updates(merge_settings(form.values(given), _without_names(demo_values("demo"))))
 
     asked["model"].input(model_chosen, [asked["model"], *form.inputs], form.inputs, **quiet)
+
+    @shown
+    def measured(request: gr.Request, name: str, model: str, *given: Any) -> Any:
+        values = merge_settings(settings_of(context, form, name, model, given), _DATA)
+        build_config(values)
+
+        def finish(found: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+            return "Measured with two real steps.", (gr.update(value=found["text"], visible=True),)
+
+        yield from shown_while(
+            request,
+            "preflight",
+            lambda progress, stop: run_job(
+                "preflight", {"settings": values, "pairs": None}, progress=progress, should_stop=stop
+            ),
+            finish,
+            1,
+        )
+
+    asked["measure"].click(measured, whole, [asked["measuring"], asked["measure_stop"], asked["needs"]], **quiet)
 
     @shown
     def refreshed() -> Any:
