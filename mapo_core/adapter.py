@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from .noising import seed_of
 from .parameters import ParameterGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ _START_AT_ZERO = ("lora_B", "hada_w2_b", "lokr_w1.", "lokr_w1_a")  # so that tra
 
 
 def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed: int) -> list[ParameterGroup]:
-    """Put a fresh adapter on the denoiser; everything else is frozen.
+    """Put a fresh adapter on the denoiser, and on the text encoders if they are to be trained; the rest is frozen.
 
     One of an update's matrices is zero, so that training starts at the base model; the others are drawn from `seed`
     alone. All are kept in float32 whatever the precision of the model.
@@ -41,12 +42,24 @@ def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed:
     Raises:
         ConfigError: a pattern matches no layer, or this kind cannot be put on a quantised model.
     """
-    return [_add_to(placement, config, seed) for placement in place_adapters(model, family, config, [UNET])]
+    rates = learning_rates(model, config)
+    placements = place_adapters(model, family, config, list(rates))
+    for module in parts(model).values():
+        module.requires_grad_(False)
+    model.trains_text = len(rates) > 1
+    return [replace(_add_to(p, config, seed), learning_rate=rates[p.part]) for p in placements]
+
+
+def learning_rates(model: DiffusionModel, config: AdapterConfig) -> dict[str, float | None]:
+    """The parts that get an adapter, each with its own learning rate or None."""
+    rates = (config.text_encoder_learning_rate, config.text_encoder_2_learning_rate)
+    own: dict[str, float | None] = dict(zip(TEXT_ENCODERS, rates, strict=True))
+    text = {part: own[part] for part in parts(model) if part != UNET and config.text_encoder and own[part] != 0}
+    return {UNET: None, **text}
 
 
 def _add_to(placement: Placement, config: AdapterConfig, seed: int) -> ParameterGroup:
     module: Any = placement.module
-    module.requires_grad_(False)
     if config.type in {"loha", "lokr"}:
         _require_whole_weights(placement, config.type)
     lora = peft_config(config, placement)
@@ -66,6 +79,7 @@ def _add_to(placement: Placement, config: AdapterConfig, seed: int) -> Parameter
                 parameter.data.copy_(_initial(name, parameter, generator))
     if config.type == "dora":
         _set_lengths(module)
+    module.train(module.training)  # what peft has added is in training mode
     return ParameterGroup(placement.part, {n: p for n, p in module.named_parameters() if p.requires_grad})
 
 
@@ -112,6 +126,35 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+@contextmanager
+def base_model(model: DiffusionModel) -> Iterator[None]:
+    """Inside, denoiser and text encoders are the base model's."""
+    with ExitStack() as stack:
+        for module in parts(model).values():
+            stack.enter_context(adapter_off(module))
+        yield
+
+
+def adapter_is_off(module: nn.Module) -> bool:
+    """Whether this is inside `adapter_off`."""
+    return any(m.disable_adapters for m in module.modules() if isinstance(m, BaseTunerLayer))
+
+
+def encode_prompts(
+    model: DiffusionModel, family: Family, prompts: Sequence[str], *, base: bool
+) -> list[dict[str, Tensor]]:
+    """Prompts as the trained text encoders see them, or as the base model's do; without dropout, float32 on the CPU."""
+    modes = [(encoder, encoder.training) for encoder in model.text_encoders]
+    for encoder, _ in modes:
+        encoder.eval()
+    try:
+        with base_model(model) if base else nullcontext():
+            return family.encode_prompts(model, prompts)
+    finally:
+        for encoder, training in modes:
+            encoder.train(training)
 
 
 @contextmanager

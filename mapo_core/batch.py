@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from .adapter import adapter_off
+from .adapter import adapter_is_off, adapter_off
 from .noising import PairRandomness, add_noise
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .cache import EncodedPairs
-    from .families.base import DiffusionModel, Family
+    from .families.base import DiffusionModel, Family, ImageGeometry
 
 Rows = slice | torch.Tensor
 Reference = Literal["prompt", "base_prompt"]
@@ -39,6 +39,7 @@ class PairBatch:
         levels: `timesteps` as numbers on the CPU.
         inversion_noise: fresh noise of an inversion's steps, [B or 2B, steps, 4, h, w]; None where there is none.
         base_conditions: as `conditions`, with the pairs' base prompts; the same object where they have none.
+        prompts, geometry: what the rows' conditions are made of, where the text encoders are trained.
         scores: `chosen_score` and `rejected_score`, [B] each in 0-1; empty where the pairs have none.
     """
 
@@ -52,6 +53,8 @@ class PairBatch:
     inversion_noise: Tensor | None
     base_conditions: dict[str, Tensor]
     scores: dict[str, Tensor]
+    prompts: list[str]
+    geometry: list[ImageGeometry]
 
     @property
     def chosen_rows(self) -> slice:
@@ -115,6 +118,8 @@ def assemble(
             for k, name in enumerate(("chosen_score", "rejected_score"))
             if scores
         },
+        prompts=["" if r.drop_prompt else p for p, r in zip(prompts, draws, strict=True)],
+        geometry=geometry,
     )
 
 
@@ -209,9 +214,29 @@ def predict_rows(
 def row_conditions(
     model: DiffusionModel, family: Family, batch: PairBatch, rows: Rows, *, reference: Reference | None = None
 ) -> dict[str, Tensor]:
-    """What the denoiser is told beside the latents of these rows; arguments as of `predict_rows`."""
+    """What the denoiser is told beside the latents of these rows; arguments as of `predict_rows`.
+
+    Where the text encoders are trained, the prompts go through them here, with gradient; the cache has what they give
+    without the adapter, which is the reference's.
+    """
+    if reference is None and model.trains_text and not adapter_is_off(model.unet):
+        return _live_conditions(model, family, batch, torch.arange(len(batch.prompts))[_on_cpu(rows)].tolist())
     conditions = batch.base_conditions if reference == "base_prompt" else batch.conditions
     return {name: tensor[rows] for name, tensor in conditions.items()}
+
+
+def _live_conditions(model: DiffusionModel, family: Family, batch: PairBatch, rows: list[int]) -> dict[str, Tensor]:
+    """Every prompt once, however many rows have it."""
+    for encoder in model.text_encoders:
+        if encoder.training != model.unet.training:
+            encoder.train(model.unet.training)
+    texts = list(dict.fromkeys(batch.prompts[i] for i in rows))
+    embeds = dict(zip(texts, family.encode_prompts_live(model, texts), strict=True))
+    return family.batch_conditions([embeds[batch.prompts[i]] for i in rows], [batch.geometry[i] for i in rows])
+
+
+def _on_cpu(rows: Rows) -> Rows:
+    return rows if isinstance(rows, slice) else rows.cpu()
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -120,12 +120,14 @@ class PromptCache:
 
     def encode(self, model: DiffusionModel, family: Family, prompts: Iterable[str], progress: Callable) -> None:
         """Store what is missing."""
+        from .adapter import encode_prompts  # peft; reading a plan of pairs does not need it
+
         by_key = {self._key(p): p for p in prompts}
         missing = self._cache.missing(by_key)
         for start in range(0, len(missing), _SHARD_ENTRIES):
             progress("encoding prompts", start, len(missing))
             part = missing[start : start + _SHARD_ENTRIES]
-            embeds = family.encode_prompts(model, [by_key[k] for k in part])
+            embeds = encode_prompts(model, family, [by_key[k] for k in part], base=True)
             self._cache.put(
                 {k: {n: t.to(self._dtype) for n, t in e.items()} for k, e in zip(part, embeds, strict=True)}
             )

@@ -8,13 +8,14 @@ weights and scales; and the model predicts with the file what it predicts with t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .comfy_weights import comfyui_change
+from .components import UNET, parts
 from .errors import ExportError
 from .lora_adapter import (
     adapted_layers,
@@ -81,18 +82,27 @@ def verify_lora(model: DiffusionModel, family: Family, path: Path, *, adapter_na
     if file.layout == "kohya":
         _check_arithmetic(model, path, live, stored, adapter_name)
     plain = {n: _plain(file, live[n], m) for n, m in stored.items()}
+    rounding = _rounded_parameters(model, live, plain, adapter_name)
     with undisturbed(model):
-        base = _predict(model, [])
-        trained = _predict(model, [adapter_name])
-        rounded = _predict(model, [adapter_name], _rounded_parameters(model, live, plain, adapter_name))
+        base = {part: _output(model, part, []) for part in rounding}
+        trained = {part: _output(model, part, [adapter_name]) for part in rounding}
+        rounded = {part: _output(model, part, [adapter_name], rounding[part]) for part in rounding}
         try:
             attach(model, family, file, plain, _CHECK)
-            loaded = _predict(model, [_CHECK])
+            loaded = {part: _output(model, part, [_CHECK]) for part in rounding}
         finally:
             set_active(model, [adapter_name])
             detach(model, _CHECK)
-    error = _arithmetic_eps(model.unet), torch.finfo(next(iter(stored.values())).dtype).eps
-    return compare_predictions(path.name, base, trained, rounded, loaded, *error)
+    eps = torch.finfo(next(iter(stored.values())).dtype).eps
+    found = [
+        compare_predictions(
+            *(path.name, base[part], trained[part], rounded[part], loaded[part]),
+            compute_eps=_arithmetic_eps(parts(model)[part]),
+            storage_eps=eps,
+        )
+        for part in rounding
+    ]
+    return Verification(*(max(values) for values in zip(*(astuple(f) for f in found), strict=True)))
 
 
 def _plain(file: LoraFile, live: LoraModule, stored: LoraModule) -> LoraModule:
@@ -230,14 +240,40 @@ def live_change(layer: Any, adapter_name: str, weight: Tensor, weights: Mapping[
 
 def _rounded_parameters(
     model: DiffusionModel, live: Mapping[str, LoraModule], stored: Mapping[str, LoraModule], adapter_name: str
-) -> dict[str, Tensor]:
-    """The live adapter's parameters as the file rounds them, at the live scale, under their names in the UNet."""
+) -> dict[str, dict[str, Tensor]]:
+    """The live adapter's parameters as the file rounds them, at the live scale, under their names in each part."""
     values: dict[int, Tensor] = {}
     for name, layer in adapted_layers(model, adapter_name).items():
         weights = _back_in_place(live[name], stored[name])
         for own, parameter in layer_parameters(layer, adapter_name).items():
             values[id(parameter)] = weights[own].reshape(parameter.shape).to(model.device)
-    return {n: values[id(p)] for n, p in model.unet.named_parameters() if id(p) in values}
+    found = {
+        part: {n: values[id(p)] for n, p in module.named_parameters() if id(p) in values}
+        for part, module in parts(model).items()
+    }
+    return {part: parameters for part, parameters in found.items() if parameters}
+
+
+def _output(
+    model: DiffusionModel, part: str, adapter_names: list[str], parameters: dict[str, Tensor] | None = None
+) -> Tensor:
+    """What a part gives on a fixed input with these adapters."""
+    if part == UNET:
+        return _predict(model, adapter_names, parameters)
+    return _read(model, parts(model)[part], adapter_names, parameters)
+
+
+@torch.no_grad()
+def _read(
+    model: DiffusionModel, encoder: Any, adapter_names: list[str], parameters: dict[str, Tensor] | None
+) -> Tensor:
+    """A text encoder's states of a fixed text [1, 16, C], in float64 on the CPU; a common padding is part of it."""
+    set_active(model, adapter_names)
+    device = next(encoder.parameters()).device
+    ids = torch.arange(1, 17, device=device)[None] * 7
+    with torch.autocast(device.type, enabled=False):
+        output = torch.func.functional_call(encoder, parameters or {}, (ids,), {"output_hidden_states": True})
+    return output.hidden_states[-1].double().cpu()
 
 
 @torch.no_grad()

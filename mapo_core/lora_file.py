@@ -223,20 +223,27 @@ def adapter_metadata(modules: Iterable[LoraModule]) -> str:
     modules = list(modules)
     entries: dict[str, Any] = {}
     for part in dict.fromkeys(part_of(m.name) for m in modules):
-        own = {m.name.removeprefix(f"{part}."): m for m in modules if part_of(m.name) == part}
+        own = {_metadata_name(m.name): m for m in modules if part_of(m.name) == part}
+        start = "^" if part not in TEXT_ENCODERS else ""
         alpha = common_alpha(own.values())
         rank = Counter(m.rank for m in own.values()).most_common(1)[0][0]
         config: dict[str, Any] = {
             "r": rank,
             "lora_alpha": alpha,
-            "rank_pattern": {f"^{n}": m.rank for n, m in own.items() if m.rank != rank},
-            "alpha_pattern": {f"^{n}": m.alpha for n, m in own.items() if m.alpha != alpha},
+            "rank_pattern": {f"{start}{n}": m.rank for n, m in own.items() if m.rank != rank},
+            "alpha_pattern": {f"{start}{n}": m.alpha for n, m in own.items() if m.alpha != alpha},
             "target_modules": sorted(own),
         }
         if any(m.kind == "dora" for m in own.values()):
             config["use_dora"] = True
         entries |= {f"{part}.{k}": v for k, v in config.items()}
     return json.dumps(entries, sort_keys=True)
+
+
+def _metadata_name(name: str) -> str:
+    """A layer as peft finds it in a text encoder with the level `text_model` and in one without."""
+    part = part_of(name)
+    return name.removeprefix(f"{part}.text_model.") if part in TEXT_ENCODERS else name
 
 
 def serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -390,5 +397,6 @@ def _diffusers_alphas(metadata: dict[str, str], ranks: dict[str, int]) -> dict[s
     for name in ranks:
         part = part_of(name)
         pattern = config.get(f"{part}.alpha_pattern", {})
-        alphas[name] = float(pattern.get(f"^{name.removeprefix(f'{part}.')}", config[f"{part}.lora_alpha"]))
+        start = "^" if part not in TEXT_ENCODERS else ""
+        alphas[name] = float(pattern.get(start + _metadata_name(name), config[f"{part}.lora_alpha"]))
     return alphas

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .adapter import add_lora, load_adapter_state, lora_strength
+from .adapter import add_lora, encode_prompts, load_adapter_state, lora_strength
 from .checkpoints import load_checkpoint
 from .config import load_config
 from .devices import DTYPES, choose_precision, preferred_device
@@ -143,7 +143,6 @@ def compare_run(
     config, model, family = trained.config, trained.model, trained.family
     settings = config.validation
     texts = list(prompts or validation_prompts(config, read_pairs(run.pairs)))
-    encoded = family.encode_prompts(model, [*texts, settings.negative_prompt])
     side = config.data.resolution or model.resolution
     first = settings.seed if seed is None else seed
     total = len(texts) * (1 + len(paths) * len(strengths))
@@ -151,6 +150,7 @@ def compare_run(
 
     def draw(base: bool, title: str) -> None:
         before = len(rows) * len(texts)
+        encoded = encode_prompts(model, family, [*texts, settings.negative_prompt], base=base)
         pictures = sample_images(
             model,
             family,

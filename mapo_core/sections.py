@@ -89,6 +89,15 @@ class AdapterConfig(Settings):
     """With "lokr": into which size the layers' sides are split; a larger value, up to the square root of a layer's
     width, gives smaller files. -1 splits as evenly as possible."""
 
+    text_encoder: bool = False
+    """Train the text encoders too, with the same kind, rank and groups of layers; prompts are then encoded in every
+    step, which takes time and memory. For new words and subjects; for styles the UNet alone is usually enough."""
+    text_encoder_learning_rate: float | None = Field(default=None, ge=0, le=1)
+    """Learning rate of the first text encoder's LoRA; a larger one changes more what words mean, and text encoders want
+    less than the UNet. 0 leaves it as it is; None takes optimizer.learning_rate."""
+    text_encoder_2_learning_rate: float | None = Field(default=None, ge=0, le=1)
+    """The same for SDXL's second text encoder; None takes optimizer.learning_rate, a larger one changes more."""
+
     @field_validator("target_pattern")
     @classmethod
     def _a_pattern(cls, value: str | None) -> str | None:

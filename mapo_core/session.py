@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from . import checkpoints
-from .adapter import add_lora
+from .adapter import add_lora, learning_rates
 from .cache import EncodedPairs, PromptCache, encode_pairs
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
@@ -148,7 +148,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
             progress=report,
         )
         class_images = encode_class(model, family, config, precision, accelerator, report)
-    model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
+    if len(learning_rates(model, config.adapter)) == 1:
+        model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
     assert model.vae is not None
     model.vae.to("cpu")
     if accelerator.device.type == "cuda":
@@ -159,6 +160,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     fuse_lora(model.unet)
     if config.training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+        for encoder in model.text_encoders:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
     model.unet.train()
     optimizer = accelerator.prepare(build_optimizer(groups, config.optimizer))
     if has_own_average(optimizer):

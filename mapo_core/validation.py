@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from . import checkpoints
+from .adapter import encode_prompts
 from .evaluate.held_out import HeldOut, measure_held_out
 from .export import export_lora
 from .reopen import run_metadata
@@ -72,11 +73,16 @@ def draw_samples(session: Session) -> None:
     report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))
 
     def draw(base: bool) -> list[Image.Image]:
+        texts = [*prompts, config.negative_prompt]
+        if session.model.trains_text and not base:
+            encoded = encode_prompts(session.model, session.family, texts, base=False)
+        else:
+            encoded = [session.prompts.get(p) for p in texts]
         return sample_images(
             session.model,
             session.family,
-            [session.prompts.get(p) for p in prompts],
-            session.prompts.get(config.negative_prompt),
+            encoded[:-1],
+            encoded[-1],
             [config.seed + i for i in range(len(prompts))],
             width=config.width or resolution,
             height=config.height or resolution,

@@ -129,9 +129,11 @@ def draw_captions(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Image.Image]:
     """One picture per caption; the same noise for base and LoRA."""
+    from ..adapter import encode_prompts
     from ..sampling import sample_images
 
-    encoded = trained.family.encode_prompts(trained.model, [*(s.caption for s in captions), ""])
+    texts = [*(s.caption for s in captions), ""]
+    encoded = encode_prompts(trained.model, trained.family, texts, base=base)
     return sample_images(
         trained.model,
         trained.family,

@@ -56,6 +56,7 @@ def measure_drift(
     family: Family,
     pictures: Sequence[Image.Image],
     embeds: Sequence[dict[str, Tensor]],
+    base_embeds: Sequence[dict[str, Tensor]],
     *,
     draws: int,
     seed: int,
@@ -68,6 +69,7 @@ def measure_drift(
         family: of the model.
         pictures: one per prompt, of one size, as the base model draws it.
         embeds: the encoded prompts, as `Family.encode_prompts` gives them.
+        base_embeds: the same from the base model's text encoders.
         draws: timesteps per prompt, spread evenly over the schedule.
         seed: of the noise.
         progress: called with prompts done and prompts in all.
@@ -83,21 +85,21 @@ def measure_drift(
     distances: list[float] = []
     errors: list[float] = []
     try:
-        for i, (picture, embed) in enumerate(zip(pictures, embeds, strict=True)):
+        for i, (picture, embed, base_embed) in enumerate(zip(pictures, embeds, base_embeds, strict=True)):
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5 - 1
             x0 = family.encode_images(model, pixels)[0].float().cpu().expand(draws, -1, -1, -1)  # [draws, 4, h, w]
             generator = torch.Generator().manual_seed(seed_of(seed, "drift", i))
             noise = torch.randn(x0.shape, generator=generator)
             noisy, target = add_noise(model.noise_scheduler, x0, noise, timesteps)
-            conditions = family.batch_conditions([embed] * draws, [geometry] * draws)
-            arguments = (
-                noisy.to(device),
-                timesteps.to(device),
-                {name: tensor.to(device) for name, tensor in conditions.items()},
-            )
-            tuned = family.predict(model, *arguments).float().cpu()
+            arguments = (noisy.to(device), timesteps.to(device))
+
+            def conditions(embed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+                found = family.batch_conditions([embed] * draws, [geometry] * draws)
+                return {name: tensor.to(device) for name, tensor in found.items()}
+
+            tuned = family.predict(model, *arguments, conditions(embed)).float().cpu()
             with adapter_off(model.unet):
-                base = family.predict(model, *arguments).float().cpu()
+                base = family.predict(model, *arguments, conditions(base_embed)).float().cpu()
             distances.append((tuned - base).pow(2).mean().item())
             errors.append((base - target).pow(2).mean().item())
             progress(i + 1, len(pictures))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from ..adapter import encode_prompts
 from ..buckets import fit
 from ..cache import encode_pairs
 from ..data_order import divide_pairs
@@ -200,8 +201,8 @@ class Board:
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         progress(len(paths) - len(missing), len(paths))
         texts = list(dict.fromkeys(wanted[i][0] for i in missing))
-        embeds = dict(zip(texts, family.encode_prompts(model, texts), strict=True)) if texts else {}
-        negative = family.encode_prompts(model, [settings.negative_prompt])[0]
+        encoded = encode_prompts(model, family, [*texts, settings.negative_prompt], base=base)
+        embeds, negative = dict(zip(texts, encoded[:-1], strict=True)), encoded[-1]
         for start in range(0, len(missing), _CHUNK):
             part = missing[start : start + _CHUNK]
             already = len(paths) - len(missing) + start
@@ -324,7 +325,8 @@ def _drift(
             trained.model,
             trained.family,
             pictures,
-            trained.family.encode_prompts(trained.model, prompts),
+            encode_prompts(trained.model, trained.family, prompts, base=False),
+            encode_prompts(trained.model, trained.family, prompts, base=True),
             draws=_DRIFT_DRAWS,
             seed=trained.config.seed,
             progress=progress,

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 _BATCH = 16  # windows encoded at once
 
 
-def encode_sd15(model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-    """The last layer's states after the final norm; with clip skip n, those of n layers before, also normed."""
+def encode_sd15(model: DiffusionModel, prompts: Sequence[str], *, live: bool = False) -> list[dict[str, Tensor]]:
+    """The last layer's states after the final norm; with clip skip n, those of n layers before, also normed.
+
+    `live` leaves them on the device, with gradient where it is enabled.
+    """
     (encoder,), (tokenizer,) = model.text_encoders, model.tokenizers
     windows = [prompt_windows(tokenizer, p) for p in prompts]
     skip = model.extras["clip_skip"]
@@ -29,14 +32,15 @@ def encode_sd15(model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str,
         hidden = encoder(ids, output_hidden_states=True).hidden_states[-(skip + 1)]
         return (_final_norm(encoder)(hidden),)
 
-    encoded = _encode_windows(encoder, [w for prompt in windows for w in prompt], states)
+    encoded = _encode_windows(encoder, [w for prompt in windows for w in prompt], states, live)
     return [{"prompt_embeds": embeds} for (embeds,) in _join(encoded, [len(w) for w in windows])]
 
 
-def encode_sdxl(model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+def encode_sdxl(model: DiffusionModel, prompts: Sequence[str], *, live: bool = False) -> list[dict[str, Tensor]]:
     """Both encoders' states before their last layer, side by side, and the second's projection of the first window.
 
-    With clip skip n, the states of n layers before; the projection stays.
+    With clip skip n, the states of n layers before; the projection stays. `live` leaves them on the device, with
+    gradient where it is enabled.
     """
     counts = [max(len(prompt_windows(t, p)) for t in model.tokenizers) for p in prompts]
     skip = model.extras["clip_skip"]
@@ -49,7 +53,7 @@ def encode_sdxl(model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str,
             hidden = output.hidden_states[-(skip + 2)]
             return (hidden, output.text_embeds) if "text_embeds" in output else (hidden,)
 
-        parts.append(_join(_encode_windows(encoder, windows, states), counts))
+        parts.append(_join(_encode_windows(encoder, windows, states, live), counts))
     first, second = parts
     return [
         {"prompt_embeds": torch.cat([states, more], dim=-1), "pooled_prompt_embeds": pooled}  # [T, 2048], [1280]
@@ -57,14 +61,14 @@ def encode_sdxl(model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str,
     ]
 
 
-@torch.no_grad()
-def _encode_windows(encoder: nn.Module, windows: list[list[int]], states: Any) -> list[tuple[Tensor, ...]]:
-    """Per window what `states` gives, float32 on the CPU."""
+def _encode_windows(encoder: nn.Module, windows: list[list[int]], states: Any, live: bool) -> list[tuple[Tensor, ...]]:
+    """Per window what `states` gives, float32; on the CPU and without gradient unless `live`."""
     device = next(encoder.parameters()).device
     found: list[tuple[Tensor, ...]] = []
     for i in range(0, len(windows), _BATCH):
         ids = torch.tensor(windows[i : i + _BATCH], device=device)  # [N, 77]
-        batch = [t.float().cpu() for t in states(ids)]
+        with torch.set_grad_enabled(live and torch.is_grad_enabled()), torch.autocast(device.type, enabled=False):
+            batch = [t.float() if live else t.float().cpu() for t in states(ids)]
         found += [tuple(t[j] for t in batch) for j in range(len(ids))]
     return found
 

@@ -29,7 +29,7 @@ def conditions_sdxl(prompts: Sequence[dict[str, Tensor]], geometry: Sequence[Ima
     return {
         "prompt_embeds": stack_embeds([p["prompt_embeds"] for p in prompts]),
         "pooled_prompt_embeds": torch.stack([p["pooled_prompt_embeds"] for p in prompts]),
-        "add_time_ids": torch.tensor(time_ids, dtype=torch.float32),
+        "add_time_ids": torch.tensor(time_ids, dtype=torch.float32, device=prompts[0]["prompt_embeds"].device),
     }
 
 

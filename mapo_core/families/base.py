@@ -44,6 +44,7 @@ class DiffusionModel:
     latent_scale: int
     source: str
     extras: dict[str, Any] = field(default_factory=dict)
+    trains_text: bool = False  # the text encoders carry an adapter; prompts are encoded anew for every forward pass
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +101,10 @@ class Family(Protocol):
 
         Prompts longer than the tokenizer's window are encoded in chunks, so T is a multiple of the window.
         """
+        ...
+
+    def encode_prompts_live(self, model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """As `encode_prompts`, on the text encoders' device and with gradient where it is enabled."""
         ...
 
     def encode_images(self, model: DiffusionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:

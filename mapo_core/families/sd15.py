@@ -47,6 +47,12 @@ class SD15:
 
         return encode_sd15(model, prompts)
 
+    def encode_prompts_live(self, model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """The same on the text encoders' device, with gradient where it is enabled."""
+        from ._clip import encode_sd15
+
+        return encode_sd15(model, prompts, live=True)
+
     def encode_images(self, model: DiffusionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, on the VAE's device."""
         from ._vae import encode_images

@@ -47,6 +47,12 @@ class SDXL:
 
         return encode_sdxl(model, prompts)
 
+    def encode_prompts_live(self, model: DiffusionModel, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """The same on the text encoders' device, with gradient where it is enabled."""
+        from ._clip import encode_sdxl
+
+        return encode_sdxl(model, prompts, live=True)
+
     def encode_images(self, model: DiffusionModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, on the VAE's device."""
         from ._vae import encode_images

@@ -141,7 +141,7 @@ def test_drift_by_a_second_way(trained: RunDir) -> None:
     model, family = opened.model, opened.family
     picture = Image.effect_noise((32, 32), 60).convert("RGB")
     embed = family.encode_prompts(model, ["a castle"])[0]
-    found = measure_drift(model, family, [picture], [embed], draws=3, seed=5)
+    found = measure_drift(model, family, [picture], [embed], [embed], draws=3, seed=5)
 
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     x0, _ = family.encode_images(model, pixels)
