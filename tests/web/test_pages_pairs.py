@@ -125,6 +125,7 @@ def test_a_zip_and_a_saved_set_are_opened(
     page.locator("#pairs-saved").get_by_text("8 pairs kept").wait_for()
     page.locator("#pairs-save").click()  # again: a set of that name is not replaced unasked
     page.get_by_text("There is a set named zipped already").first.wait_for()
+    page.get_by_text("Bring pairs in").click()
     page.get_by_role("tab", name="Saved set").click()
     page.locator("#pairs-from-set").click()
     has(page, "from set zipped")

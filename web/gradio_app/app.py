@@ -33,6 +33,7 @@ def build_app(context: AppContext) -> gr.Blocks:
         )
         context.open_run = gr.BrowserState("", storage_key="mapo-open-run")
         context.clone = gr.State([])
+        context.beta = gr.State([])
         context.app = app
         with gr.Tabs(selected="pairs", elem_id="mapo-tabs") as tabs:
             context.tabs = tabs

@@ -34,6 +34,7 @@ class AppContext:
         listen: whether other machines can reach the app.
         open_run: the name of the run that the pages are about; one per browser, kept when the page is loaded again.
         clone: the name of a run whose settings the Train page is to take over, and when that was asked; [] for none.
+        beta: a first beta that the Evaluate page suggests for the Train page, and when that was asked; [] for none.
         app: the page as a whole, for what happens when it is loaded.
         tabs: the row of tabs; `gr.Tabs(selected="train")` as its output shows a page.
     """
@@ -43,6 +44,7 @@ class AppContext:
     listen: bool = False
     open_run: gr.BrowserState | None = None
     clone: gr.State | None = None
+    beta: gr.State | None = None
     app: gr.Blocks | None = None
     tabs: gr.Tabs | None = None
 

@@ -138,9 +138,10 @@ class _EvaluatePage:
         pairs.focus(lambda: gr.update(choices=self._sets()), None, pairs, **HIDDEN)
 
     def _connect_beta(self, use: gr.Button, beta: gr.Number) -> None:
-        kept = getattr(self.context, "beta", None)
-        if kept is not None:
-            use.click(lambda value: (value, gr.Tabs(selected="train")), beta, [kept, self.context.tabs], **HIDDEN)
+        def hand_over(value: float) -> Any:
+            return [value, time.time()], gr.Tabs(selected="train")
+
+        use.click(shown(hand_over), beta, [self.context.beta, self.context.tabs], **HIDDEN)
 
     def _mismatch(
         self, pairs: str, model: str, count: float, steps: float, cfg: float, embedder: str, request: gr.Request
@@ -157,14 +158,13 @@ class _EvaluatePage:
             "embedder": embedder,
             "sheet": str(self.context.pictures / f"mismatch-{folder.name}.png"),
         }
-        can_use = getattr(self.context, "beta", None) is not None
 
         def finish(result: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
             found = result["beta"]
             return "Measured.", (
                 gr.update(value=result["text"], visible=True),
                 gr.update(value=found, visible=found is not None),
-                gr.update(visible=found is not None and can_use),
+                gr.update(visible=found is not None),
                 gr.update(value=arguments["sheet"], visible=True),
             )
 
@@ -252,7 +252,7 @@ class _EvaluatePage:
     # --- shared -------------------------------------------------------------------------------------------------------
 
     def _load(self, component: Any, update: Any) -> None:
-        if (app := getattr(self.context, "app", None)) is not None:
+        if (app := self.context.app) is not None:
             app.load(update, None, component, **HIDDEN)
 
     def _sets(self) -> list[tuple[str, str]]:

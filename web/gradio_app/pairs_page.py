@@ -70,7 +70,7 @@ class _PairsPage:
         self.edit = gr.BrowserState("", storage_key="mapo-edit")
         self.shown = gr.State([])  # the indices of the pairs on the cards
         self.only = gr.State([])  # the indices of a finding that is being looked at; [] for none
-        with gr.Accordion("Bring pairs in", open=True, elem_id="pairs-import"):
+        with gr.Accordion("Bring pairs in", open=True, elem_id="pairs-import") as self.bring:
             self._draw_import()
         self.summary = gr.Markdown(WELCOME, elem_id="pairs-summary")
         with gr.Column(visible=False) as self.workbench:
@@ -206,7 +206,7 @@ class _PairsPage:
         )
         for button, function, inputs in imports:
             event = button.click(shown(function), [*inputs, *words], taken, **EDITS, show_progress_on=self.busy)
-            event.success(shown(self._first), self.looking, self.everything, **EDITS)
+            event.success(shown(self._first), self.looking, [*self.everything, self.bring], **EDITS)
         event = self.generate.click(
             shown(self._generate),
             [self.single, self.single_drop, self.model, self.steps, self.per_image, self.fixed, self.trigger],
@@ -214,7 +214,7 @@ class _PairsPage:
             api_visibility="private",
             concurrency_limit=2,
         )
-        event.success(shown(self._first), self.looking, self.everything, **EDITS)
+        event.success(shown(self._first), self.looking, [*self.everything, self.bring], **EDITS)
         again = shown(self._state)
         for trigger in (self.view.input, self.search.submit, self.page.submit, self.search.blur):
             trigger(again, self.looking, self.everything, **EDITS)
@@ -333,7 +333,7 @@ class _PairsPage:
     # --- the page as it is now ----------------------------------------------------------------------------------------
 
     def _first(self, edit: str, view: str, search: str, page: float, only: list[int]) -> tuple[Any, ...]:
-        return self._state(edit, "all", "", 1, [])
+        return (*self._state(edit, "all", "", 1, []), gr.update(open=False))
 
     def _state(self, edit: str, view: str, search: str, page: float, only: list[int]) -> tuple[Any, ...]:
         if not edit:

@@ -153,7 +153,7 @@ class _ResultsPage:
             shown(self._copy), [self.run, self.step, self.layout, self.precision, self.folder], self.copied, **HIDDEN
         )
         tab = self.context
-        if (app := getattr(tab, "app", None)) is not None and tab.open_run is not None:
+        if (app := tab.app) is not None and tab.open_run is not None:
             app.load(shown(self._loaded), tab.open_run, self.run, **HIDDEN)
             self.run.input(lambda name: name or "", self.run, tab.open_run, **HIDDEN)
 

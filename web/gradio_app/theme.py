@@ -65,15 +65,16 @@ CSS = """
 .dark .mapo-two img { background: var(--neutral-800); }
 .mapo-gone { aspect-ratio: 1; display: grid; place-items: center; font-size: .75rem; overflow-wrap: anywhere;
   background: var(--neutral-100); color: var(--neutral-700); border-radius: 4px; padding: 4px; text-align: center; }
-.mapo-card-row { align-items: center; }
+.mapo-card-row { align-items: center; padding: 4px 8px 8px; gap: 6px; }
+.mapo-card-row label { background: none; border: 0; box-shadow: none; padding: 0 4px; }
 .mapo-cards > .mapo-card { flex: 1 1 31% !important; }
 .mapo-message { font-size: .85rem; overflow-wrap: anywhere; padding: 3px 0; }
 .mapo-strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 4px; }
 .mapo-finding { padding: 8px 10px; }
 .mapo-table { overflow-x: auto; }
-.mapo-table table { border-collapse: collapse; font-size: .88rem; width: 100%; }
-.mapo-table th, .mapo-table td { border-bottom: 1px solid var(--border-color-primary); padding: 4px 10px 4px 0;
-  text-align: left; vertical-align: top; }
+.mapo-table table { border-collapse: collapse; font-size: .88rem; width: 100%; border: 0 !important; }
+.mapo-table th, .mapo-table td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
+  padding: 5px 14px 5px 2px !important; text-align: left; vertical-align: top; color: var(--body-text-color); }
 .mapo-table code { font-size: .78rem; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .gradio-container { max-width: 100vw !important; overflow-x: clip; }

@@ -309,6 +309,17 @@ def _connect_form(
     assert context.clone is not None
     context.clone.change(cloned, context.clone, whole, **quiet)
 
+    @shown
+    def suggested(chosen: Any, *given: Any) -> Any:
+        if not chosen:
+            return [gr.skip()] * len(form.inputs)
+        gr.Info(f"MaPO's paper form with beta {chosen[0]:g} is in the form. It is a heuristic's suggestion.")
+        method = {"type": "mapo", "parametrisation": "paper", "beta": float(chosen[0])}
+        return form.updates({**form.values(given), "method": method})
+
+    assert context.beta is not None
+    context.beta.change(suggested, [context.beta, *form.inputs], form.inputs, **quiet)
+
 
 _DATA = {"data": {"pairs": "pairs.jsonl"}}
 
