@@ -59,7 +59,7 @@ def test_two_dropped_folders_become_a_checked_set(app: Any, open_page: Callable[
     assert page.locator("#card-0 img").count() == 2
     field(page, "pairs-res").fill("64")
     page.locator("#pairs-check").click()
-    finding = page.locator(".mapo-finding", has_text="chosen and rejected are the same picture")
+    finding = page.locator(".mapo-finding", has_text="chosen and rejected are the same picture").first
     finding.wait_for()
     assert finding.locator("img").count() == 2
     finding.get_by_role("button", name="Exclude 1 pair").click()

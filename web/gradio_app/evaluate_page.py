@@ -354,7 +354,7 @@ def scorers_html(rows: list[dict[str, Any]]) -> str:
         lacks = "" if row["missing"] is None else f"<br><code>{html.escape(row['missing'])}</code>"
         about = html.escape(row["about"])
         lines_.append(f"<tr><td><b>{html.escape(row['name'])}</b><br>{state}</td><td>{about}{lacks}</td></tr>")
-    return f"<div class='mapo-table'><table><tbody>{''.join(lines_)}</tbody></table></div>"
+    return f"<div class='mapo-grid'><table><tbody>{''.join(lines_)}</tbody></table></div>"
 
 
 def _columns(rows: list[str]) -> list[list[str]]:

@@ -331,7 +331,7 @@ def table_html(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table that scrolls sideways on a small screen."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='mapo-table'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div class='mapo-grid'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def without_head(card: str) -> str:

@@ -33,7 +33,7 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container main { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; min-width: 0; max-width: 1240px !important; margin: 0 auto !important; }
 .mapo-head h1 { margin: 0; font-size: 1.35rem; }
 .mapo-head p { margin: 0; opacity: .75; }
 .mapo-status { font-size: .95rem; line-height: 1.5; }
@@ -65,17 +65,22 @@ CSS = """
 .dark .mapo-two img { background: var(--neutral-800); }
 .mapo-gone { aspect-ratio: 1; display: grid; place-items: center; font-size: .75rem; overflow-wrap: anywhere;
   background: var(--neutral-100); color: var(--neutral-700); border-radius: 4px; padding: 4px; text-align: center; }
+.mapo-card .gr-group, .mapo-card .styler, .mapo-finding, .mapo-finding .styler {
+  background: var(--block-background-fill) !important; }
+.mapo-card .gr-group, .mapo-finding { border: 1px solid var(--border-color-primary); }
+.gradio-container input[type="checkbox"]:not(:checked) { border-color: var(--neutral-400); }
 .mapo-card-row { align-items: center; padding: 4px 8px 8px; gap: 6px; }
 .mapo-card-row label { background: none; border: 0; box-shadow: none; padding: 0 4px; }
 .mapo-cards > .mapo-card { flex: 1 1 31% !important; }
 .mapo-message { font-size: .85rem; overflow-wrap: anywhere; padding: 3px 0; }
-.mapo-strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 4px; }
+.mapo-strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 4px; contain: inline-size; }
 .mapo-finding { padding: 8px 10px; }
-.mapo-table { overflow-x: auto; }
-.mapo-table table { border-collapse: collapse; font-size: .88rem; width: 100%; border: 0 !important; }
-.mapo-table th, .mapo-table td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
+.mapo-grid { overflow-x: auto; contain: inline-size; }
+.mapo-grid thead, .mapo-grid tbody, .mapo-grid tr { border: 0 !important; }
+.mapo-grid table { border-collapse: collapse; font-size: .88rem; width: 100%; border: 0 !important; }
+.mapo-grid th, .mapo-grid td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   padding: 5px 14px 5px 2px !important; text-align: left; vertical-align: top; color: var(--body-text-color); }
-.mapo-table code { font-size: .78rem; overflow-wrap: anywhere; }
+.mapo-grid code { font-size: .78rem; overflow-wrap: anywhere; white-space: normal; }
 @media (max-width: 640px) {
   .gradio-container { max-width: 100vw !important; overflow-x: clip; }
   .gradio-container main, .gradio-container .main, .gradio-container .wrap { padding-left: 4px !important;
