@@ -598,3 +598,15 @@ def test_pictures_are_fitted_as_each_model_was_trained() -> None:
     assert cut[:, :, 12:].max() == -1
     squashed = pixel_values([half], 20, HALF_MEAN, HALF_STD, fitting="squash")[0]
     assert squashed.shape == cut.shape
+
+
+def test_the_job_says_which_scorers_can_be_used_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mapo_core.jobs import JOBS
+
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    rows = {row["name"]: row for row in JOBS["scorers"]({}, lambda what, done, total: None)["scorers"]}
+    assert list(rows) == list(SCORERS)
+    assert rows["demo-style"]["missing"] is None
+    assert f'--local-dir "{tmp_path / "models" / "pickscore"}"' in rows["pickscore"]["missing"]
+    assert all(row["about"] for row in rows.values())

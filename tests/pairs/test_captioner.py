@@ -16,6 +16,9 @@ from mapo_core.demo.scenes import render, scenes
 from mapo_core.errors import MissingWeightsError, ModelError
 from mapo_core.pairs import (
     CaptionSettings,
+    PreferencePair,
+    begin_edit,
+    caption_edit,
     caption_file,
     load_captioner,
     read_captions,
@@ -160,6 +163,24 @@ def test_the_job_is_cancelled_between_images_and_goes_on_later(blip: Path, image
     assert set(read_captions(images, out)) == set(images)
     assert {p: caption_file(p, out).stat().st_mtime_ns for p in first} == stamps
     assert not [p for p in images if p.with_suffix(".txt").exists()]
+
+
+def test_an_edit_gets_captions_where_it_has_none_and_they_can_be_undone(
+    blip: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
+    named = [PreferencePair(prompt="0", chosen=p, rejected=p, source="stem; prompt from the file name") for p in images]
+    named[1] = PreferencePair(prompt="by hand", chosen=images[1], rejected=images[1], source="stem; prompt from 1.txt")
+    editor = begin_edit(named, "x")
+    count, failed = caption_edit(editor, {"model": str(blip), "trigger": "mystyle"})
+    assert (count, failed) == (3, {})
+    prompts = [e.pair.prompt for e in editor.entries]
+    assert prompts[1] == "by hand"
+    assert all(prompts[i].startswith("mystyle, ") for i in (0, 2, 3))
+    assert not [p for p in images if p.with_suffix(".txt").exists()]
+    assert caption_edit(editor, {"model": str(blip), "trigger": "mystyle"}) == (0, {})
+    editor.undo()  # all of them are one step
+    assert [e.pair.prompt for e in editor.entries] == ["0", "by hand", "0", "0"]
 
 
 def test_a_missing_model_is_named_with_what_to_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
