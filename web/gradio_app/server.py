@@ -181,6 +181,7 @@ def serve(options: Options, context: AppContext) -> tuple[Any, str]:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        _frontend=False,  # or gradio asks itself for the page, and gives up if a busy machine needs 3 s for it
         **LOOK,
     )
     return app, f"http://127.0.0.1:{app.server_port}/"
