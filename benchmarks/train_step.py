@@ -112,15 +112,33 @@ def main() -> None:
         print(json.dumps(measure_memory(options.one, options, device)))
         return
     names = [n for n in options.arms if device.type == "cuda" or not ARMS[n].cuda]
+    file = options.out / f"train_step_{options.size}_{device.type}.json"
     model, _ = prepare_files(options)
+    if options.rounds:
+        result = timed(names, model, options, device)
+    else:  # memory is added to the times that are there
+        result = json.loads(file.read_text(encoding="utf-8"))
+    for name in names:
+        if options.memory:
+            result["arms"].setdefault(name, {})["memory"] = in_own_process(name, options, options.batch)
+        if options.find_batch:
+            result["arms"].setdefault(name, {})["largest_batch"] = largest_batch(name, options)
+            result["memory_limit_gb"] = options.memory_limit if device.type == "cpu" else None
+    options.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_report(options.out, ARMS, RATIOS)
+
+
+def timed(names: list[str], model: Path, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Times of all arms, and what they were measured with."""
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     rates = [matmul_rate(device, precision)]
-    times = compare(names, options, device) if options.rounds else {}
+    times = compare(names, options, device)
     rates.append(matmul_rate(device, precision))
     operations = count_operations(options.size) if not options.model else None
-    result = {
+    return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/train_step.py --size {options.size} --rounds {options.rounds}",
         "machine": describe(device),
         "size": options.size,
         "device": device.type,
@@ -132,19 +150,10 @@ def main() -> None:
         "matmul_per_s": max(rates),
         "operations": operations.as_dict() if operations else None,
         "operations_full": count_operations("full").as_dict() if options.size == "reduced" else None,
-        "arms": {n: summary(n, times.get(n, []), options.batch, operations, max(rates)) for n in names},
+        "arms": {n: summary(n, times[n], options.batch, operations, max(rates)) for n in names},
         "ratios": {k: ratio(times[a], times[b]) for k, (a, b) in RATIOS.items() if a in times and b in times},
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
-    if options.memory:
-        for name in names:
-            result["arms"][name]["memory"] = in_own_process(name, options, options.batch)
-    if options.find_batch:
-        for name in names:
-            result["arms"][name]["largest_batch"] = largest_batch(name, options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"train_step_{options.size}_{device.type}.json").write_text(json.dumps(result, indent=1) + "\n")
-    write_report(options.out, ARMS, RATIOS)
 
 
 def parse() -> argparse.Namespace:
@@ -153,7 +162,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", help="a real SDXL (diffusers folder) instead of random weights; with --size full")
     parser.add_argument("--batch", type=int, default=1, help="pairs per step")
-    parser.add_argument("--rounds", type=int, default=12, help="0: only memory")
+    parser.add_argument("--rounds", type=int, default=12, help="0: only add memory to what is in --out")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     parser.add_argument("--memory", action="store_true", help="also measure memory, a process per arm")
