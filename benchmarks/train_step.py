@@ -114,10 +114,8 @@ def main() -> None:
     names = [n for n in options.arms if device.type == "cuda" or not ARMS[n].cuda]
     file = options.out / f"train_step_{options.size}_{device.type}.json"
     model, _ = prepare_files(options)
-    if options.rounds:
-        result = timed(names, model, options, device)
-    else:  # memory is added to the times that are there
-        result = json.loads(file.read_text(encoding="utf-8"))
+    # Without rounds, memory is added to the times that are there.
+    result = timed(names, model, options, device) if options.rounds else json.loads(file.read_text(encoding="utf-8"))
     for name in names:
         if options.memory:
             result["arms"].setdefault(name, {})["memory"] = in_own_process(name, options, options.batch)

@@ -18,12 +18,13 @@ from torch.nn import functional
 
 
 def fuse_lora(module: nn.Module) -> int:
-    """Let every plain LoRA on a plain linear layer compute this way; returns how many there are.
+    """Let every LoRA on a linear layer compute this way; returns how many there are.
 
     The layers stay peft's in every other respect: names, weights, adapters, switches. What is not plain (DoRA, dropout
-    while training, several active adapters, a quantised base layer) is computed by peft as before.
+    while training, several active adapters) is computed by peft as before. Where the base layer is not a plain one,
+    because its weights are packed or come and go, it computes by itself and only the update is ours.
     """
-    layers = [m for m in module.modules() if type(m) is Linear and type(m.base_layer) is nn.Linear]
+    layers = [m for m in module.modules() if type(m) is Linear and isinstance(m.base_layer, nn.Linear)]
     for layer in layers:
         layer.__class__ = FusedLinear
     return len(layers)
@@ -46,17 +47,22 @@ class FusedLinear(Linear):
         if adapter is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         base: Any = self.base_layer
-        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        down, up, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]
         device = x.device.type
+        if type(base) is not nn.Linear or _is_wrapped(base):
+            output = base(x)
+            with torch.autocast(device, enabled=False):
+                parts = (part.to(output.dtype) for part in (x, down, up))
+                return _LoraUpdate.apply(output, *parts, scale)  # pyright: ignore[reportReturnType]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         with torch.autocast(device, enabled=False):
             x, bias = x.to(dtype), None if base.bias is None else base.bias.to(dtype)
             weights = base.weight.to(dtype), bias, down.to(dtype), up.to(dtype)
-            return _LoraLinear.apply(x, *weights, self.scaling[adapter])  # pyright: ignore[reportReturnType]
+            return _LoraLinear.apply(x, *weights, scale)  # pyright: ignore[reportReturnType]
 
     def _plain_adapter(self) -> str | None:
         """The name of the only active adapter, if there is nothing special about it."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or _is_wrapped(self.base_layer):
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         (adapter,) = self.active_adapters
         if adapter not in self.lora_A or adapter in self.lora_variant or self.lora_bias.get(adapter):
@@ -95,3 +101,24 @@ class _LoraLinear(torch.autograd.Function):
         to_down = small_gradient.t() @ x.reshape(-1, x.shape[-1])
         to_up = (gradient.t() @ small).mul_(ctx.scale)
         return to_x, None, None, to_down, to_up, None
+
+
+class _LoraUpdate(torch.autograd.Function):
+    """y = z + s (x A') B' for z [..., out], x [..., in], A [rank, in], B [out, rank]."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        small = x.reshape(-1, x.shape[-1]) @ down.t()  # [N, rank]
+        ctx.save_for_backward(x, small, down, up)
+        ctx.scale = scale
+        return output.reshape(-1, output.shape[-1]).addmm(small, up.t(), alpha=scale).view(output.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, small, down, up = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])  # [N, out]
+        small_gradient = (gradient @ up).mul_(ctx.scale)  # [N, rank]
+        to_x = (small_gradient @ down).view(x.shape) if ctx.needs_input_grad[1] else None
+        to_down = small_gradient.t() @ x.reshape(-1, x.shape[-1])
+        to_up = (gradient.t() @ small).mul_(ctx.scale)
+        return gradients[0], to_x, to_down, to_up, None

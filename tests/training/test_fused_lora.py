@@ -107,6 +107,27 @@ def test_what_is_not_plain_is_left_to_peft(settings: dict[str, object]) -> None:
     assert torch.equal(a, plain(x))
 
 
+class Doubling(nn.Linear):
+    """Stands for a base layer with a forward pass of its own, as packed weights have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_base_layer_of_another_class_computes_by_itself(autocast: bool) -> None:
+    plain = layered()
+    for part in (plain[0], plain[2]):
+        part.base_layer.__class__ = Doubling
+    fused = copy.deepcopy(plain)
+    assert fuse_lora(fused) == 2
+    x = torch.randn(3, 5, 24)
+    found = results(fused, x, autocast)
+    assert worst(found, results(plain, x, autocast)) < (0.03 if autocast else 1e-6)
+    with adapter_off(fused):
+        assert not torch.allclose(fused(x), found[0].float(), atol=1e-3)
+
+
 def test_a_hook_on_the_base_layer_is_called() -> None:
     """Offloading brings the weights to the device in such a hook."""
     net = layered()
