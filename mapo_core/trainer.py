@@ -130,7 +130,7 @@ def collect(session: Session, sums: dict[str, Tensor], share: int, norm: Tensor)
     """Means over all processes; the only time in a step that the device is waited for."""
     names = sorted(sums)
     device = session.accelerator.device
-    stop = torch.tensor(float(session.wants_stop), device=device)
+    stop = torch.full((), float(session.wants_stop), device=device)  # torch.tensor would wait for the device
     values = torch.stack([*(sums[n].float() / share for n in names), stop, norm.float().to(device)])
     if session.accelerator.num_processes > 1:
         values = session.accelerator.reduce(values, reduction="mean")
