@@ -79,6 +79,7 @@ ARMS = {
     "mapo-split-checkpointing": Arm("engine: MaPO, split pairs, checkpointing", checkpointing=True, settings=SPLIT),
     "sft": Arm("engine: SFT", "sft"),
     "dpo": Arm("engine: Diffusion-DPO", "diffusion_dpo"),
+    "mapo-autocast": Arm("engine: MaPO, autocast", settings={"training": {"autocast": True}}, cuda=True),
     "recipe": Arm("recipe: MaPO, as published", recipe=True, checkpointing=True),
     "recipe-plain": Arm("recipe: MaPO, no checkpointing", recipe=True),
     "recipe-tf32": Arm("recipe: MaPO, TF32 products", recipe=True, checkpointing=True, tf32=True, cuda=True),
@@ -95,6 +96,7 @@ RATIOS = {  # name: (how many times the time of the second arm's step is that of
     "MaPO's time as a share of Diffusion-DPO's, engine": ("mapo", "dpo"),
     "time of split pairs against joint ones": ("mapo-split", "mapo"),
     "time with checkpointing against without, engine": ("mapo-checkpointing", "mapo"),
+    "time with autocast against without, engine": ("mapo-autocast", "mapo"),
     "time with split pairs and checkpointing against neither": ("mapo-split-checkpointing", "mapo"),
 }
 

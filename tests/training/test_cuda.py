@@ -80,7 +80,9 @@ def test_split_pairs_and_checkpointing_have_the_gradients_of_neither(new_run: Ru
     found = []
     for split, checkpointing in (("off", False), ("on", False), ("off", True), ("on", True)):
         training = on(device, precision="fp32", gradient_checkpointing=checkpointing)
-        run = new_run("form", training=training, memory={"split_pairs": split}, method={"type": "mapo", "logit_scale": 100.0})
+        run = new_run(
+            "form", training=training, memory={"split_pairs": split}, method={"type": "mapo", "logit_scale": 100.0}
+        )
         found.append(gradients(prepare(run, None, None)))
     # On CUDA kernels may be chosen by the batch, and convolutions run in TF32 unless that is switched off.
     bound = 1e-5 if device == "cpu" else 5e-3
