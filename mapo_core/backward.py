@@ -18,7 +18,7 @@ from .batch import (
 from .data_order import Draw, batches
 from .inversion import invert_batch
 from .methods import safeguard_factor
-from .noising import draw_randomness, seed_of
+from .noising import draw_randomness, seed_of, snr_weights
 from .replay import RandomState
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
             flip=config.data.flip,
             caption_dropout=config.data.caption_dropout,
             inversion=session.loss.inversion,
+            settings=config.loss,
         )
         for d, i in zip(draws, indices, strict=True)
     ]
@@ -90,7 +91,7 @@ def joint_backward(session: Session, batch: PairBatch, class_batch: PairBatch | 
         if class_batch is not None:
             errors["class_mse"] = mean_squares(class_batch, residuals(model, family, class_batch))
     chosen, rejected = residual.detach().split(len(batch.weights)) if batch.paired else (residual.detach(), None)
-    pulls, found = pulls_of(session, errors, batch, share, chosen, rejected)
+    pulls, found = pulls_of(session, errors, batch, class_batch, share, chosen, rejected)
     total = torch.stack([(errors[name] * pull).sum() for name, pull in pulls.items()]).sum()
     session.accelerator.backward(total)
     return found
@@ -120,7 +121,7 @@ def split_backward(session: Session, batch: PairBatch, class_batch: PairBatch | 
         residual = residuals(model, family, other, other_rows)
         errors[name] = mean_squares(other, residual, other_rows)
     rejected = residual.detach() if class_batch is None else None
-    pulls, found = pulls_of(session, errors, batch, share, chosen, rejected)
+    pulls, found = pulls_of(session, errors, batch, class_batch, share, chosen, rejected)
     backward((errors[name] * pulls[name]).sum())
     del errors, residual  # the graph of the other image, before the chosen one's is built
     with state.replayed():
@@ -134,6 +135,7 @@ def pulls_of(
     session: Session,
     errors: dict[str, Tensor],
     batch: PairBatch,
+    class_batch: PairBatch | None,
     share: int,
     chosen: Tensor,
     rejected: Tensor | None,
@@ -144,13 +146,18 @@ def pulls_of(
         session: with the method's loss.
         errors: what it needs, [B] each.
         batch: the pairs.
+        class_batch: the class images, if there are some.
         share: pairs of this process in the step, over which the loss is averaged.
         chosen, rejected: their residuals [B, 4, h, w], without gradient.
     """
     loss = session.loss
     trained = [name for name in TRAINED if name in errors]
     leaves = {name: errors[name].detach().requires_grad_() for name in trained}
-    losses, metrics = loss(**(errors | leaves))  # [B]
+    weights = {"sft_weight": level_weights(session, batch)}
+    if class_batch is not None:
+        weights["class_weight"] = level_weights(session, class_batch)
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    losses, metrics = loss(**(errors | leaves), **given)  # [B]
     losses = losses * batch.weights
     pulls = dict(zip(trained, torch.autograd.grad(losses.sum() / share, list(leaves.values())), strict=True))
     found = {"loss": losses, **{k: v for k, v in errors.items() if k.endswith("_mse")}, **metrics}
@@ -165,6 +172,20 @@ def pulls_of(
         pulls["rejected_mse"] = pulls["rejected_mse"] * factor
         found["safeguard/lambda"] = factor
     return pulls, {name: value.detach() for name, value in found.items()}
+
+
+def level_weights(session: Session, batch: PairBatch) -> Tensor | None:
+    """Weights of the chosen images' errors by noise level, [B]; None where all weigh the same."""
+    settings, scheduler = session.config.loss, session.model.noise_scheduler
+    if settings.snr_weighting == "none":
+        return None
+    return snr_weights(
+        scheduler.alphas_cumprod.cpu(),
+        torch.tensor(batch.levels[: len(batch.weights)]),
+        settings.snr_weighting,
+        settings.min_snr_gamma,
+        scheduler.config.prediction_type == "v_prediction",
+    ).to(batch.weights.device)
 
 
 # --- class images ----------------------------------------------------------------------------------------------------
@@ -186,6 +207,7 @@ def assemble_class(session: Session, draws: list[Draw], indices: list[int]) -> P
             images.latent_shape(n),
             num_train_timesteps=session.model.noise_scheduler.config.num_train_timesteps,
             flip=config.data.flip,
+            settings=config.loss,
             stream="class",
         )
         for d, i, n in zip(draws, indices, chosen, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .cache import EncodedPairs
+    from .cache import EncodedPairs, PairEntry
     from .families.base import DiffusionModel, Family, ImageGeometry
 
 Rows = slice | torch.Tensor
@@ -40,6 +40,7 @@ class PairBatch:
         inversion_noise: fresh noise of an inversion's steps, [B or 2B, steps, 4, h, w]; None where there is none.
         base_conditions: as `conditions`, with the pairs' base prompts; the same object where they have none.
         prompts, geometry: what the rows' conditions are made of, where the text encoders are trained.
+        mask: how much each place of an image counts, [B or 2B, 1, h, w] in 0-1; None where all count alike.
         scores: `chosen_score` and `rejected_score`, [B] each in 0-1; empty where the pairs have none.
     """
 
@@ -55,6 +56,7 @@ class PairBatch:
     scores: dict[str, Tensor]
     prompts: list[str]
     geometry: list[ImageGeometry]
+    mask: Tensor | None = None
 
     @property
     def chosen_rows(self) -> slice:
@@ -82,7 +84,9 @@ def assemble(
     paired: bool,
 ) -> PairBatch:
     """Read B pairs from the cache, sample their latents and add their noise."""
-    entries = [pairs.entries[i] for i in indices]
+    entries = [
+        swapped(pairs.entries[i]) if r.swap else pairs.entries[i] for i, r in zip(indices, randomness, strict=True)
+    ]
     images = [e.chosen for e in entries] + ([e.rejected for e in entries] if paired else [])
     prompts = [e.prompt for e in entries] + ([e.rejected_prompt for e in entries] if paired else [])
     draws = [*randomness, *randomness] if paired else list(randomness)
@@ -101,6 +105,9 @@ def assemble(
     if any(e.base_prompt is not None for e in entries):
         own = [e.base_prompt for e in entries] * (2 if paired else 1)
         base_conditions = conditions_of([p if b is None else b for p, b in zip(prompts, own, strict=True)])
+    masks = [pairs.mask(i, r.flip) for i, r in zip(images, draws, strict=True)]
+    whole = torch.ones(1, *latents.shape[2:])
+    mask = torch.stack([whole if m is None else m for m in masks]) if any(m is not None for m in masks) else None
     fresh = [r.inversion_noise for r in draws if r.inversion_noise is not None]
     scores = [e.scores for e in entries if e.scores is not None]
     return PairBatch(
@@ -111,6 +118,7 @@ def assemble(
         weights=_move(torch.tensor([e.weight for e in entries]), device),
         latents=_move(latents, device),
         levels=[r.timestep for r in draws],
+        mask=None if mask is None else _move(mask, device),
         inversion_noise=_move(torch.stack(fresh), device) if fresh else None,
         base_conditions=base_conditions,
         scores={
@@ -120,6 +128,17 @@ def assemble(
         },
         prompts=["" if r.drop_prompt else p for p, r in zip(prompts, draws, strict=True)],
         geometry=geometry,
+    )
+
+
+def swapped(entry: PairEntry) -> PairEntry:
+    """The pair with a wrong vote: images and prompts change places, scores and weight stay where they are."""
+    return replace(
+        entry,
+        chosen=entry.rejected,
+        rejected=entry.chosen,
+        prompt=entry.rejected_prompt,
+        rejected_prompt=entry.prompt,
     )
 
 
@@ -159,19 +178,25 @@ def named_errors(errors: Tensor, batch: PairBatch, suffix: str = "") -> dict[str
 
 
 def mean_squares(batch: PairBatch, residual: Tensor, rows: Rows = ALL) -> Tensor:
-    """K of these rows, [R] float32: the mean over channels, height and width.
+    """K of these rows, [R] float32: the mean over channels, height and width, with a mask m sum(m e^2) / sum(m).
 
     Args:
         batch: the pairs.
         residual: of `residuals`, [R, 4, h, w].
         rows: which rows they are.
     """
-    return residual.pow(2).mean(dim=(1, 2, 3))
+    if batch.mask is None:
+        return residual.pow(2).mean(dim=(1, 2, 3))
+    mask = batch.mask[rows]  # [R, 1, h, w]
+    return (mask * residual.pow(2)).sum(dim=(1, 2, 3)) / (residual.shape[1] * mask.sum(dim=(1, 2, 3)))
 
 
 def mean_squares_gradient(batch: PairBatch, residual: Tensor, rows: Rows = ALL) -> Tensor:
     """dK / d prediction, like `residual`; arguments as of `mean_squares`."""
-    return residual * (2 / residual[0].numel())
+    if batch.mask is None:
+        return residual * (2 / residual[0].numel())
+    mask = batch.mask[rows]
+    return 2 * mask * residual / (residual.shape[1] * mask.sum(dim=(1, 2, 3), keepdim=True))
 
 
 def residuals(

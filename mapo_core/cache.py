@@ -14,6 +14,7 @@ import torch
 from .buckets import Fit, Size, bucket_sizes, fit, nearest_bucket
 from .disk_cache import DiskCache
 from .families.base import ImageGeometry
+from .masks import MaskCache, MaskSource, mask_source
 from .pairs.images import image_size, prepare_image
 from .pairs.scores import normalised_scores
 
@@ -42,6 +43,7 @@ class ImageEntry:
     geometry: ImageGeometry
     key: str
     flipped_key: str | None
+    mask: MaskSource | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class EncodedPairs:
     """
 
     def __init__(
-        self, entries: Sequence[PairEntry], latents: DiskCache, prompts: PromptCache, latent_scale: int
+        self,
+        entries: Sequence[PairEntry],
+        latents: DiskCache,
+        prompts: PromptCache,
+        latent_scale: int,
+        masks: MaskCache,
     ) -> None:
         self.entries = entries
         self.latent_scale = latent_scale
         self._latents = latents
         self._prompts = prompts
+        self._masks = masks
 
     @property
     def buckets(self) -> list[Size]:
@@ -90,6 +98,10 @@ class EncodedPairs:
         assert key is not None, "the set was encoded without flipping"
         stored = self._latents.get(key)
         return stored["mean"].float() + stored["std"].float() * latent_noise
+
+    def mask(self, image: ImageEntry, flip: bool = False) -> Tensor | None:
+        """How much each place of the image counts, [1, h, w] float32 in 0-1; None: all alike."""
+        return None if image.mask is None else self._masks.get(image.mask, flip)
 
     def prompt(self, prompt: str) -> dict[str, Tensor]:
         """The embeddings of a prompt of the set, or of the empty one."""
@@ -165,10 +177,12 @@ def encode_pairs(
     prompts.encode(model, family, ["", *wanted, *extra_prompts], progress)
 
     sizes = pair_buckets(config, model.resolution, model.latent_scale)
-    entries = plan_pairs(pairs, config, sizes, model.fingerprint, progress)
+    entries = plan_pairs(pairs, config, sizes, model.fingerprint, progress, model.latent_scale)
     latents = DiskCache(folder / "latents")
     _encode_images(model, family, entries, latents, config, progress)
-    return EncodedPairs(entries, latents, prompts, model.latent_scale), prompts
+    masks = MaskCache(DiskCache(folder / "masks"), config.loss.mask_floor)
+    masks.prepare(((i.mask, i.fit, e.bucket) for e in entries for i in (e.chosen, e.rejected)), model.latent_scale)
+    return EncodedPairs(entries, latents, prompts, model.latent_scale, masks), prompts
 
 
 def pair_buckets(config: TrainConfig, native_resolution: int, latent_scale: int = 8) -> tuple[Size, ...]:
@@ -187,6 +201,7 @@ def plan_pairs(
     sizes: tuple[Size, ...],
     fingerprint: str,
     progress: Callable[[str, int, int], None],
+    latent_scale: int = 8,
 ) -> list[PairEntry]:
     """Decide bucket, crop and cache key of every image; reads files, encodes nothing."""
     paths = list(dict.fromkeys(path for pair in pairs for path in (pair.chosen, pair.rejected)))
@@ -198,20 +213,22 @@ def plan_pairs(
                 progress("reading images", i, len(paths))
     originals = {path: image_size(path) for path in paths}
 
-    def entry(path: Path, bucket: Size) -> ImageEntry:
+    def entry(path: Path, bucket: Size, mask: Path | None) -> ImageEntry:
         how = fit(originals[path], bucket)
         width, height = originals[path]
         geometry = ImageGeometry((height, width), (how.top, how.left), (bucket[1], bucket[0]))
         base = ("image", hashes[path], bucket, asdict(how), fingerprint, config.cache.precision)
         flipped = _digest(*base, "flipped") if config.data.flip else None
-        return ImageEntry(path, how, geometry, _digest(*base), flipped)
+        source = mask_source(mask, path, config.loss.mask, originals[path], how, bucket, latent_scale)
+        return ImageEntry(path, how, geometry, _digest(*base), flipped, source)
 
     scores = normalised_scores(pairs)
     entries: list[PairEntry] = []
     for number, pair in enumerate(pairs):
         bucket = nearest_bucket(originals[pair.chosen], sizes)
         rejected_prompt = pair.prompt if pair.rejected_prompt is None else pair.rejected_prompt
-        chosen, rejected = entry(pair.chosen, bucket), entry(pair.rejected, bucket)
+        chosen = entry(pair.chosen, bucket, pair.chosen_mask)
+        rejected = entry(pair.rejected, bucket, pair.rejected_mask)
         entries.append(
             PairEntry(
                 bucket,

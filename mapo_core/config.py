@@ -13,6 +13,8 @@ from ._settings import Settings
 from .errors import ConfigError
 from .methods import (
     METHODS,
+    WITH_INVERSION,
+    WITH_SFT_TERM,
     DCOConfig,
     DiffusionDPOConfig,
     DreamBoothConfig,
@@ -27,6 +29,7 @@ from .sections import (
     CheckpointConfig,
     DataConfig,
     ExportConfig,
+    LossConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
@@ -64,6 +67,7 @@ class TrainConfig(Settings):
     parent: str | None = None
     """The run and checkpoint that this one continues with changed settings or pairs, if any."""
     memory: MemoryConfig = MemoryConfig()
+    loss: LossConfig = LossConfig()
 
     @field_validator("name")
     @classmethod
@@ -85,6 +89,25 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"export.layout diffusers has no form for adapter.type {self.adapter.type}: set export.layout to "
                 "kohya, the LyCORIS form that ComfyUI loads"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_the_method(self) -> Self:
+        loss, method = self.loss, self.method.type
+        if loss.max_timestep is not None and loss.max_timestep < loss.min_timestep:
+            raise ValueError(
+                f"loss.max_timestep ({loss.max_timestep}) must not be below loss.min_timestep ({loss.min_timestep})"
+            )
+        if loss.snr_weighting != "none" and method not in WITH_SFT_TERM:
+            raise ValueError(
+                f"loss.snr_weighting weighs the plain denoising error, and {method} has none beside its preference; "
+                f"leave it at 'none', or choose one of {', '.join(sorted(WITH_SFT_TERM))}"
+            )
+        if (loss.noise_offset or loss.multires_noise_levels) and method in WITH_INVERSION:
+            raise ValueError(
+                f"loss.noise_offset and loss.multires_noise_levels shape noise that is added, and {method} finds its "
+                "noise by inversion; leave both at 0"
             )
         return self
 

@@ -255,6 +255,48 @@ class TrainingConfig(Settings):
     layers; off for bf16 otherwise. Turn it on if the loss of a bf16 run is not finite. Without effect in fp32."""
 
 
+class LossConfig(Settings):
+    """What counts: noise levels, kind of noise, parts of the images, and how far the votes are believed."""
+
+    snr_weighting: Literal["none", "min_snr", "debiased"] = "none"
+    """Weight of the denoising error by noise level, in plain fine-tuning: methods sft and dreambooth, and beside the
+    margin of mapo. "min_snr" takes weight from the little noised levels and usually converges sooner (Hang et al. 2023);
+    "debiased" weighs strongly noised levels up, for composition rather than detail (Yu et al. 2023); "none" is the
+    methods' published form."""
+    min_snr_gamma: float = Field(default=5.0, gt=0, le=1000)
+    """Of "min_snr": signal-to-noise ratio above which a level counts less; a smaller value moves the weight to strongly
+    noised levels, a large one changes nothing. Default 5, the paper's."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """How a pair's noise level is drawn: all alike, or mostly from the middle, as "logit_normal" (Esser et al. 2024)."""
+    logit_mean: float = Field(default=0.0, ge=-10, le=10)
+    """Of "logit_normal": where its middle lies; above 0 more noise and composition, below 0 less noise and detail."""
+    logit_std: float = Field(default=1.0, gt=0, le=10)
+    """Of "logit_normal": its width; a larger value draws from both ends more often."""
+    min_timestep: int = Field(default=0, ge=0, le=999)
+    """Smallest noise level that is trained, of 0 to 999. A larger value leaves fine detail as it is."""
+    max_timestep: int | None = Field(default=None, ge=0, le=999)
+    """Largest noise level that is trained, itself included; a smaller value leaves composition as it is. None: the
+    last."""
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    """Share of noise that is the same all over a channel, so that very dark and very bright pictures can be learned from
+    models trained without it. Usual: 0.03 to 0.1; too much tints everything. 0: none."""
+    multires_noise_levels: int = Field(default=0, ge=0, le=12)
+    """Add coarser noise in up to so many steps, each two to four times as coarse (multi-resolution or pyramid noise):
+    learns contrast and large areas sooner. Usual: 6; more makes no difference below 1024 pixels. 0: none."""
+    multires_noise_discount: float = Field(default=0.3, gt=0, lt=1)
+    """Strength of each coarser step relative to the one before; a larger value changes more. Usual: 0.1 to 0.3 for a
+    LoRA."""
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    """Share of the pairs whose chosen and rejected images change places, always the same ones for a seed. For research
+    on how much wrong votes harm; held-out pairs stay as they are."""
+    mask: Literal["file", "alpha", "off"] = "file"
+    """What of an image counts. "file": the white parts of its mask, where the pair names one (or `name-masklabel.png`
+    lies beside `name.png`); "alpha": that, else what is not transparent; "off": everything. Images without a mask
+    count as a whole."""
+    mask_floor: float = Field(default=0.0, ge=0, lt=1)
+    """How much the parts outside a mask count, 0 to 1. A larger value keeps the background from drifting; usual 0.1."""
+
+
 class CacheConfig(Settings):
     """What is kept on disk of the encoded images and prompts."""
 

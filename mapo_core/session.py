@@ -147,6 +147,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
             extra_prompts=[*wanted, config.validation.negative_prompt],
             progress=report,
         )
+        require_transparency(config, encoded)
         class_images = encode_class(model, family, config, precision, accelerator, report)
     if len(learning_rates(model, config.adapter)) == 1:
         model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
@@ -212,6 +213,19 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     if session.step == 0 and (odd := learning_rate_warning(config.optimizer)):
         session.emit("warning", code="learning_rate", message=odd)
     return session
+
+
+def require_transparency(config: TrainConfig, pairs: EncodedPairs) -> None:
+    """Refuse masks from transparency where there is none.
+
+    Raises:
+        PairsError: no image has a mask.
+    """
+    if config.loss.mask == "alpha" and not any(i.mask for e in pairs.entries for i in (e.chosen, e.rejected)):
+        raise PairsError(
+            "loss.mask is 'alpha', but no image has transparent parts and no pair names a mask. Save the images as PNG or "
+            "WebP with transparency, or set loss.mask to 'file'."
+        )
 
 
 def encode_class(

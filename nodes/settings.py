@@ -37,6 +37,11 @@ GROUPS = {
     ),
     "adapter": ("MaPOAdapterSettings", "LoRA Settings", "Which layers get a LoRA, its alpha and dropout."),
     "optimizer": ("MaPOOptimizerSettings", "Optimizer Settings", "Schedule, warm-up, decay and clipping."),
+    "loss": (
+        "MaPOLossSettings",
+        "Loss Settings",
+        "What counts: noise levels, kind of noise, masks, and how far the votes are believed.",
+    ),
     "validation": ("MaPOValidationSettings", "Validation Settings", "Measures and pictures during training."),
     "checkpoint": ("MaPOCheckpointSettings", "Checkpoint Settings", "When states are saved, and how many are kept."),
     "export": ("MaPOExportSettings", "Export Settings", "The LoRA file: layout, precision, trigger word."),

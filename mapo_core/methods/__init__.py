@@ -22,8 +22,15 @@ METHODS = {
     "smpo": SmPOConfig,
 }
 
+WITH_SFT_TERM = frozenset({"mapo", "sft", "dreambooth"})
+"""Methods with the plain denoising error in their loss; they take `sft_weight`."""
+WITH_INVERSION = frozenset({"inpo", "smpo"})
+"""Methods whose x_t is made by inversion."""
+
 __all__ = [
     "METHODS",
+    "WITH_INVERSION",
+    "WITH_SFT_TERM",
     "DCOConfig",
     "DCOLoss",
     "DiffusionDPOConfig",

@@ -36,7 +36,9 @@ class Loss(Protocol):
     - `class_mse`: of the network with the adapter on a class image, with its own prompt, noise and timestep;
     - `chosen_score`, `rejected_score`: the pair's preference scores, min-max normalised over the pair set to 0-1.
 
-    The trainer computes exactly what is named here.
+    The trainer computes exactly what is named here. Methods with the plain denoising error in their loss also take its
+    weights by noise level, [B] each or not at all: `sft_weight` of the chosen image, and with `class_mse` its own
+    `class_weight`.
     """
 
     needs: ClassVar[frozenset[str]]

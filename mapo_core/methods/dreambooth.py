@@ -49,6 +49,14 @@ class DreamBoothLoss:
     def __init__(self, prior_weight: float = 1.0) -> None:
         self.prior_weight = prior_weight
 
-    def __call__(self, chosen_mse: Tensor, class_mse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss per pair [B], from float32 errors [B]; no metrics beyond them."""
+    def __call__(
+        self,
+        chosen_mse: Tensor,
+        class_mse: Tensor,
+        sft_weight: Tensor | None = None,
+        class_weight: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss per pair [B], from float32 errors [B] and their weights [B]; no metrics beyond them."""
+        if sft_weight is not None and class_weight is not None:  # each image has its own noise level
+            chosen_mse, class_mse = sft_weight * chosen_mse, class_weight * class_mse
         return chosen_mse + self.prior_weight * class_mse, {}

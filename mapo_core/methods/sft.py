@@ -29,6 +29,6 @@ class SFTLoss:
     inversion: Inversion | None = None
     safeguard_mu: float | None = None
 
-    def __call__(self, chosen_mse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss per pair [B]; no metrics beyond it."""
-        return chosen_mse, {}
+    def __call__(self, chosen_mse: Tensor, sft_weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss per pair [B], with weights [B] if there are some; no metrics beyond it."""
+        return chosen_mse if sft_weight is None else sft_weight * chosen_mse, {}

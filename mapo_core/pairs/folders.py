@@ -11,6 +11,7 @@ from ..errors import PairsError
 from .captions import PROMPT_FROM, Captioned, PromptFrom, caption_images
 from .findings import Finding
 from .images import IMAGE_SUFFIXES, list_files
+from .masks import masks_of
 from .pair import PairSet, PreferencePair
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def pairs_from_folders(
     recursive: bool = True,
     keep_unprompted: bool = False,
 ) -> PairSet:
-    """Pair the images of two folders.
+    """Pair the images of two folders. `name-masklabel.png` beside an image `name.*` is its mask.
 
     Args:
         chosen: folder of preferred images; may lie inside `rejected`, or the other way round.
@@ -78,8 +79,16 @@ def pairs_from_folders(
     else:
         matcher = _match_stems if match == "stem" else _match_order
         matches = matcher(images, others, chosen, rejected, findings)
+    masks = masks_of([*list_files(chosen.absolute(), recursive), *list_files(rejected.absolute(), recursive)])
     pairs = [
-        PreferencePair(prompt=captioned[c].prompt, chosen=c, rejected=r, source=f"{match}; {captioned[c].source}")
+        PreferencePair(
+            prompt=captioned[c].prompt,
+            chosen=c,
+            rejected=r,
+            chosen_mask=masks.get(c),
+            rejected_mask=masks.get(r),
+            source=f"{match}; {captioned[c].source}",
+        )
         for c, r in matches
         if c in captioned
     ]
@@ -152,7 +161,9 @@ def _scan(folder: Path, recursive: bool, other: Path | None, findings: list[Find
         if path.suffix.lower() in _UNREAD_SUFFIXES:
             message = f"{path} is not read: {path.suffix} is not supported. Save it as PNG or JPEG."
             findings.append(Finding("warning", "unread-format", message, paths=(path,)))
-    images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    pictures = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    masks = set(masks_of(pictures).values())
+    images = [f for f in pictures if f not in masks]
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise PairsError(f"There are no images in {folder}. It needs files such as {kinds}.")

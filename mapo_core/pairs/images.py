@@ -100,6 +100,21 @@ def load_image(path: Path, background: Colour = _WHITE) -> Image.Image:
         return rgb if upright is None else rgb.transpose(upright)
 
 
+def load_alpha(path: Path) -> Image.Image:
+    """How opaque the upright image is, 8-bit greyscale; white all over where it has no transparency.
+
+    Raises:
+        PairsError: the file is missing, damaged or not an image, or has too many pixels.
+    """
+    with open_header(path) as image, _no_truncation():
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        alpha = (
+            image.convert("RGBA").getchannel("A") if image.has_transparency_data else Image.new("L", image.size, 255)
+        )
+        return alpha if upright is None else alpha.transpose(upright)
+
+
 def prepare_image(path: Path, fit: Fit, bucket: Size, flip: bool = False) -> np.ndarray:
     """The image as it is trained on: scaled, cropped, and mirrored if `flip`.
 

@@ -25,6 +25,9 @@ MAX_ENLARGEMENT = 1.5
 MAX_LOST = 0.2
 """Share of an image's area that its bucket may cut off without a warning."""
 
+MASK_TOLERANCE = 0.02
+"""How far the aspect ratios of an image and its mask may differ."""
+
 Measured = list[tuple[int, "PreferencePair", ImageFacts, ImageFacts]]  # (number, pair, chosen, rejected)
 
 
@@ -63,6 +66,7 @@ def lint_pairs(
     findings += _check_prompts(pairs, count_tokens, token_window)
     findings += _check_captions(pairs, found)
     findings += _check_sizes(measured, resolution, bucket, bucket_step, max_aspect)
+    findings += _check_masks(pairs, facts)
     findings += _check_same(measured)
     findings += _check_votes(measured)
     findings += _check_duplicates(pairs, facts)
@@ -141,6 +145,32 @@ def _check_sizes(measured: Measured, resolution: int, bucket: bool, step: int, m
                     "that shape yourself where the subject must stay in view."
                 )
                 findings.append(Finding("warning", "loses-in-crop", message, (number,), (path,)))
+    return findings
+
+
+def _check_masks(pairs: Sequence[PreferencePair], facts: dict[Path, ImageFacts]) -> list[Finding]:
+    """Masks that fit no image, or leave nothing of it."""
+    findings = []
+    for number, pair in enumerate(pairs, start=1):
+        for role, image, mask in (
+            ("chosen", pair.chosen, pair.chosen_mask),
+            ("rejected", pair.rejected, pair.rejected_mask),
+        ):
+            if mask is None or mask not in facts or image not in facts:
+                continue
+            (width, height), (own_width, own_height) = facts[image].size, facts[mask].size
+            if facts[mask].brightness == 0:
+                message = (
+                    f"Pair {number}: the {role} mask is black: {mask}. Nothing of its image would count; paint white what "
+                    "should, or remove the mask."
+                )
+                findings.append(Finding("error", "black-mask", message, (number,), (mask,)))
+            elif abs(own_width / own_height * height / width - 1) > MASK_TOLERANCE:
+                message = (
+                    f"Pair {number}: the {role} mask ({own_width} x {own_height}) has another shape than its image "
+                    f"({width} x {height}): {mask}. Save it at the size of the image."
+                )
+                findings.append(Finding("error", "mask-shape", message, (number,), (mask,)))
     return findings
 
 
