@@ -260,14 +260,14 @@ class LossConfig(Settings):
 
     snr_weighting: Literal["none", "min_snr", "debiased"] = "none"
     """Weight of the denoising error by noise level, in plain fine-tuning: methods sft and dreambooth, and beside the
-    margin of mapo. "min_snr" takes weight from the little noised levels and usually converges sooner (Hang et al. 2023);
-    "debiased" weighs strongly noised levels up, for composition rather than detail (Yu et al. 2023); "none" is the
-    methods' published form."""
+    margin of mapo. "min_snr" takes weight from the little noised levels and usually converges sooner (Hang et al.
+    2023); "debiased" weighs strongly noised levels up, for composition rather than detail (Yu et al. 2023); "none" is
+    the methods' published form."""
     min_snr_gamma: float = Field(default=5.0, gt=0, le=1000)
     """Of "min_snr": signal-to-noise ratio above which a level counts less; a smaller value moves the weight to strongly
     noised levels, a large one changes nothing. Default 5, the paper's."""
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
-    """How a pair's noise level is drawn: all alike, or mostly from the middle, as "logit_normal" (Esser et al. 2024)."""
+    """How a pair's noise level is drawn: all alike, or as "logit_normal" mostly from the middle (Esser et al. 2024)."""
     logit_mean: float = Field(default=0.0, ge=-10, le=10)
     """Of "logit_normal": where its middle lies; above 0 more noise and composition, below 0 less noise and detail."""
     logit_std: float = Field(default=1.0, gt=0, le=10)
@@ -278,8 +278,8 @@ class LossConfig(Settings):
     """Largest noise level that is trained, itself included; a smaller value leaves composition as it is. None: the
     last."""
     noise_offset: float = Field(default=0.0, ge=0, le=1)
-    """Share of noise that is the same all over a channel, so that very dark and very bright pictures can be learned from
-    models trained without it. Usual: 0.03 to 0.1; too much tints everything. 0: none."""
+    """Share of noise that is the same all over a channel, so that very dark and very bright pictures can be learned
+    from models trained without it. Usual: 0.03 to 0.1; too much tints everything. 0: none."""
     multires_noise_levels: int = Field(default=0, ge=0, le=12)
     """Add coarser noise in up to so many steps, each two to four times as coarse (multi-resolution or pyramid noise):
     learns contrast and large areas sooner. Usual: 6; more makes no difference below 1024 pixels. 0: none."""

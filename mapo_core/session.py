@@ -223,8 +223,8 @@ def require_transparency(config: TrainConfig, pairs: EncodedPairs) -> None:
     """
     if config.loss.mask == "alpha" and not any(i.mask for e in pairs.entries for i in (e.chosen, e.rejected)):
         raise PairsError(
-            "loss.mask is 'alpha', but no image has transparent parts and no pair names a mask. Save the images as PNG or "
-            "WebP with transparency, or set loss.mask to 'file'."
+            "loss.mask is 'alpha', but no image has transparent parts and no pair names a mask. Save the images as PNG "
+            "or WebP with transparency, or set loss.mask to 'file'."
         )
 
 

@@ -19,6 +19,7 @@ EXAMPLES = 3
 
 TITLES = {
     "ambiguous-name": "two images of one folder have the same name",
+    "black-mask": "masks that leave nothing of their image",
     "caption-empty": "caption files without text",
     "caption-encoding": "caption files that are not UTF-8",
     "caption-missing": "images without a caption file",
@@ -28,6 +29,7 @@ TITLES = {
     "identical-pair": "chosen and rejected are the same picture",
     "loses-in-crop": "images that lose much in their bucket",
     "low-resolution": "images far below the training resolution",
+    "mask-shape": "masks of another shape than their image",
     "missing-image": "images that are not there",
     "missing-partner": "images without a partner in the other folder",
     "near-duplicate": "different files with nearly the same picture",

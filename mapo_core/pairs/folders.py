@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ..errors import PairsError
 from .captions import PROMPT_FROM, Captioned, PromptFrom, caption_images
 from .findings import Finding
-from .images import IMAGE_SUFFIXES, list_files
+from .images import IMAGE_SUFFIXES, list_files, list_images
 from .masks import masks_of
 from .pair import PairSet, PreferencePair
 
@@ -79,7 +79,7 @@ def pairs_from_folders(
     else:
         matcher = _match_stems if match == "stem" else _match_order
         matches = matcher(images, others, chosen, rejected, findings)
-    masks = masks_of([*list_files(chosen.absolute(), recursive), *list_files(rejected.absolute(), recursive)])
+    masks = masks_of([*list_images(chosen.absolute(), recursive), *list_images(rejected.absolute(), recursive)])
     pairs = [
         PreferencePair(
             prompt=captioned[c].prompt,

@@ -161,8 +161,8 @@ def _check_masks(pairs: Sequence[PreferencePair], facts: dict[Path, ImageFacts])
             (width, height), (own_width, own_height) = facts[image].size, facts[mask].size
             if facts[mask].brightness == 0:
                 message = (
-                    f"Pair {number}: the {role} mask is black: {mask}. Nothing of its image would count; paint white what "
-                    "should, or remove the mask."
+                    f"Pair {number}: the {role} mask is black: {mask}. Nothing of its image would count; paint "
+                    "white what should, or remove the mask."
                 )
                 findings.append(Finding("error", "black-mask", message, (number,), (mask,)))
             elif abs(own_width / own_height * height / width - 1) > MASK_TOLERANCE:
