@@ -26,13 +26,11 @@ from step_models import SIZES, build_part, part_config  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-NOTE = (
-    "No GPU was at hand: this is the engine's own step in bfloat16 on torch's fake tensors, which have shapes and "
-    "lifetimes but no content (`benchmarks/step_predict.py`). It counts every tensor that torch allocates; it does not "
-    'see what kernels take for themselves, fragmentation, nor CUDA\'s own context (some 0.5 GB). "nf4" counts the '
-    "linear layers' weights at 4.13 bits and the rest as they are; a layer's unpacked weights are not counted "
-    "(at most 26 MB). VAE and text encoders are not on the device during steps; encoding comes before."
-)
+NOTE = """No GPU was at hand: this is the engine's own step in bfloat16 on torch's fake tensors, which have shapes and
+lifetimes but no content (`benchmarks/step_predict.py`). It counts every tensor that torch allocates; it does not see
+what kernels take for themselves, fragmentation, nor CUDA's own context (some 0.5 GB). "nf4" counts the linear layers'
+weights at 4.5 bits (a scale for every 64) and the rest as they are; a layer's unpacked weights are not counted (at most
+26 MB). VAE and text encoders are not on the device during steps; encoding comes before, and stands in the last row."""
 
 CASES = {  # title: (method, split pairs, gradient checkpointing)
     "SFT": ("sft", "off", False),
@@ -118,11 +116,7 @@ def predict(size: str, method: str, split: str, checkpointing: bool, precision: 
     add_lora(model, family, config.adapter, 0)
     fuse_lora(unet)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in unet.modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    empty = torch.empty(p.shape, dtype=p.dtype)
-                    module._parameters[name] = torch.nn.Parameter(empty, requires_grad=p.requires_grad)
+        materialise(unet)
         unet.train()
         if checkpointing:
             unet.enable_gradient_checkpointing()
@@ -156,6 +150,31 @@ def predict(size: str, method: str, split: str, checkpointing: bool, precision: 
     }
 
 
+def predict_encoding(size: str) -> dict[str, int]:
+    """Bytes of VAE (float32) and text encoders (bfloat16), and of encoding one picture beyond them."""
+    with torch.device("meta"):
+        vae = build_part(size, "vae")
+        texts = [build_part(size, part) for part in ("text_encoder", "text_encoder_2")]
+    side = SIZES[size].resolution
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        materialise(vae)
+        picture = torch.empty(1, 3, side, side)
+        with LiveTensors() as live:
+            vae.encode(picture)
+    numbers = sum(p.numel() for text in texts for p in text.parameters())
+    weights = sum(p.nbytes for p in vae.parameters()) + 2 * numbers
+    return {"weights_bytes": weights, "linear_bytes": 0, "peak_live_bytes": live.peak}
+
+
+def materialise(module: torch.nn.Module) -> None:
+    """Parameters of the meta device become those of the current one, without content."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype)
+                part._parameters[name] = torch.nn.Parameter(empty, requires_grad=p.requires_grad)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="full")
@@ -167,8 +186,9 @@ def main() -> None:
         rows.append({"title": title, **found})
         print(rows[-1], flush=True)
         if (split, checkpointing) == ("on", True):
-            packed = found["weights_bytes"] - found["linear_bytes"] + round(found["linear_bytes"] * 4.13 / 16)
+            packed = found["weights_bytes"] - found["linear_bytes"] + round(found["linear_bytes"] * 4.5 / 16)
             rows.append({**rows[-1], "title": f"{title}, nf4", "weights_bytes": packed})
+    rows.append({"title": "encoding, before the steps", **predict_encoding(options.size)})
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "command": "python benchmarks/step_predict.py",

@@ -158,7 +158,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     phase("adding the LoRA")
     groups = add_lora(model, family, config.adapter, config.seed)
     parameters = flat(groups)
-    fuse_lora(model.unet)
+    for part in (model.unet, *model.text_encoders):
+        fuse_lora(part)
     if config.training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
         for encoder in model.text_encoders:

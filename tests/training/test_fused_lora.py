@@ -153,7 +153,7 @@ def test_several_adapters_are_left_to_peft() -> None:
 def test_the_trainer_uses_it(new_run: Run) -> None:
     from mapo_core.session import prepare
 
-    session = prepare(new_run("fused"), None, None)
+    session = prepare(new_run("fused-layers"), None, None)
     assert sum(isinstance(m, FusedLinear) for m in session.model.unet.modules()) > 10
 
 
@@ -167,7 +167,7 @@ def test_a_bf16_step_without_autocast_has_the_gradients_of_one_with_it(new_run: 
         "plain": {"precision": "bf16"},
     }.items():
         AcceleratorState._reset_state(reset_partial_state=True)
-        gradients = first_gradients(new_run(f"precision-{name}", training=training, method={"type": "sft"}))
+        gradients = first_gradients(new_run(f"fused-{name}", training=training, method={"type": "sft"}))
         assert all(g.dtype == torch.float32 for g in gradients)
         found[name] = torch.cat([g.flatten() for g in gradients])
     off = {n: (found[n] - found["exact"]).norm() / found["exact"].norm() for n in ("autocast", "plain")}
@@ -193,6 +193,6 @@ def test_when_autocast_is_on(
     from mapo_core.session import prepare
 
     training = {"precision": precision, "autocast": autocast}
-    session = prepare(new_run("when", training=training, adapter=adapter), None, None)
+    session = prepare(new_run("fused-when", training=training, adapter=adapter), None, None)
     with session.step_autocast():
         assert torch.is_autocast_enabled("cpu") == expected
