@@ -185,7 +185,7 @@ def level_weights(session: Session, batch: PairBatch) -> Tensor | None:
         settings.snr_weighting,
         settings.min_snr_gamma,
         scheduler.config.prediction_type == "v_prediction",
-    ).to(batch.weights.device)
+    ).to(batch.weights.device, non_blocking=True)
 
 
 # --- class images ----------------------------------------------------------------------------------------------------
