@@ -25,6 +25,8 @@ def theme() -> gr.themes.Base:
         block_label_text_weight="500",
         block_border_width="0",
         input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
         input_shadow="none",
         button_secondary_shadow="none",
         button_secondary_border_color="*border_color_primary",
