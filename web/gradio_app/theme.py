@@ -77,6 +77,7 @@ CSS = """
 .mapo-message { font-size: .85rem; overflow-wrap: anywhere; padding: 3px 0; }
 .mapo-strip { display: flex; gap: 10px; overflow-x: auto; padding-bottom: 4px; contain: inline-size; }
 .mapo-finding { padding: 8px 10px; }
+.mapo-finding .mapo-finding { padding: 0; border: 0 !important; }
 .mapo-grid { overflow-x: auto; contain: inline-size; }
 .mapo-grid thead, .mapo-grid tbody, .mapo-grid tr { border: 0 !important; }
 .mapo-grid table { border-collapse: collapse; font-size: .88rem; width: 100%; border: 0 !important; }
@@ -88,6 +89,7 @@ CSS = """
   .gradio-container main, .gradio-container .main, .gradio-container .wrap { padding-left: 4px !important;
     padding-right: 4px !important; max-width: 100% !important; }
   .mapo-head h1 { font-size: 1.15rem; }
-  #mapo-tabs > .tab-wrapper button { padding-left: 7px; padding-right: 7px; }
+  #mapo-tabs > .tab-wrapper button, #evaluate-parts > .tab-wrapper button, #pairs-sources > .tab-wrapper button {
+    padding-left: 7px; padding-right: 7px; }
 }
 """
