@@ -95,7 +95,7 @@ def _draw(run: RunDir, events: EventWriter, step: int) -> None:
 if __name__ == "__main__":
     launch.MAIN = HERE
     if sys.argv[1:2] == ["train"]:
-        limit = threading.Timer(240, os._exit, [4])  # whatever becomes of the test, this does not stay
+        limit = threading.Timer(600, os._exit, [4])  # whatever becomes of the test, this does not stay
         limit.daemon = True
         limit.start()
         train(open_run(sys.argv[2]))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mapo_core.runs import list_runs, queue_entries, read_events, run_status
 
-pytestmark = pytest.mark.browser  # no browser, but a server
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]  # no browser, but a server
 
 STEPS = (
     "training: {steps: %d, train_batch_size: 4, gradient_accumulation_steps: 1}\nvalidation: {sample_every_steps: 0}"

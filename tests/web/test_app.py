@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 TABS = ("Pairs", "Train", "Results", "Runs", "Evaluate")
 PAINT = "() => performance.getEntriesByType('paint').find(e => e.name === 'first-contentful-paint')?.startTime ?? 1e9"
@@ -32,10 +32,16 @@ def test_first_paint(app: Any, open_page: Callable[..., Any]) -> None:
     assert paint < 3.0
 
 
+WIDER = """width => [...document.querySelectorAll('#mapo-tabs button, #mapo-tabs input, #mapo-tabs .block')]
+  .filter(e => e.offsetParent && !e.closest('.mapo-table, .mapo-strip') && e.getBoundingClientRect().right > width + 1)
+  .map(e => e.outerHTML.slice(0, 120))"""
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(app: Any, open_page: Callable[..., Any], show_tab: Any, width: int) -> None:
     page = open_page(app.url, width=width)
     for title in TABS:
         show_tab(page, title)
-        page.wait_for_timeout(300)  # lets the page lay itself out before it is measured
+        page.wait_for_timeout(500)  # lets the page lay itself out before it is measured
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, title
+        assert page.evaluate(WIDER, width) == [], title

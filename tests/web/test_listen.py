@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 PASSWORD = "a long enough one"
 AUTH = ("mapo", PASSWORD)

@@ -9,7 +9,7 @@ import pytest
 
 from mapo_core.runs import list_runs, queue_entries
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 NAME = "#train-name input, #train-name textarea"
 
@@ -32,7 +32,7 @@ def test_queue_compare_copy_and_delete(
     client_module = pytest.importorskip("gradio_client")
     app = start_app(entry=stand_in)
     client = client_module.Client(app.url, verbose=False)
-    for name, steps in (("alpha", 30), ("beta", 3000), ("gamma", 40), ("delta", 40)):
+    for name, steps in (("alpha", 30), ("beta", 20_000), ("gamma", 40), ("delta", 40)):
         client.predict(name, "demo", "demo", SETTINGS % steps, api_name="/start_run")
     page = open_page(app.url)
     show_tab(page, "Runs")

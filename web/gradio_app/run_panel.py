@@ -109,7 +109,7 @@ class RunPanel:
             now,
             run_view.status_html(run),
             *buttons,
-            *(gr.update(value=points[name] if len(points[name]) else None) for name in self.plots),
+            *(run_view.chart(points[name]) for name in self.plots),
             gr.update(value=pictures, visible=bool(pictures)),
             said,
             run_view.log_tail(run),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import time
 from typing import Any
 
+import gradio as gr
 import pandas as pd
 
 from mapo_core.runs import RunDir, RunStatus, queue_entries, queue_state, reader_of, run_status
@@ -13,6 +15,8 @@ from mapo_core.runs import RunDir, RunStatus, queue_entries, queue_state, reader
 POINTS = 400  # more than a chart on the page has pixels to show apart
 LOG_BYTES = 5000
 NEWEST_SAMPLES = 12
+
+_COLOURS = ("#0d9488", "#ea580c", "#6366f1", "#ca8a04", "#db2777", "#0284c7", "#65a30d", "#9333ea")  # on light and dark
 
 ACTIVE = ("running", "paused", "stopping", "waiting", "starting")
 RESUMABLE = ("created", "stopped", "failed", "interrupted")
@@ -46,7 +50,7 @@ def badge(state: str) -> str:
 def status_html(run: RunDir) -> str:
     """State, progress, time left, and what it is doing or why it ended."""
     state, status = state_of(run)
-    steps = status.steps or 0
+    steps = status.steps or steps_asked(run)
     share = 100 * status.step / steps if steps else 0
     facts = [f"Step <b>{status.step}</b> of {steps or '?'}"]
     metrics = status.metrics
@@ -63,6 +67,21 @@ def status_html(run: RunDir) -> str:
         f"<div class='mapo-facts'>{''.join(f'<span>{fact}</span>' for fact in facts)}</div>"
         f"<div>{html.escape(doing(run, state, status))}</div></div>"
     )
+
+
+def read_config(run: RunDir) -> dict[str, Any]:
+    """The settings as they stand; a run of another version is shown all the same."""
+    try:
+        found = json.loads(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def steps_asked(run: RunDir) -> int:
+    """How many steps the run is to take, 0 if that is not known."""
+    steps = (read_config(run).get("training") or {}).get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def doing(run: RunDir, state: str, status: RunStatus) -> str:
@@ -89,6 +108,17 @@ def doing(run: RunDir, state: str, status: RunStatus) -> str:
     if state == "finished":
         return "Finished. The Results page compares it with the base model."
     return "Start it with Resume."
+
+
+def chart(table: pd.DataFrame | None, by: str = "line") -> dict[str, Any]:
+    """The update of a line plot: its points, and a colour for each line.
+
+    The page takes over new points without asking which lines there are; a change of the colours makes it look again.
+    """
+    if table is None or not len(table):
+        return gr.update(value=None)
+    lines = list(dict.fromkeys(table[by]))
+    return gr.update(value=table, color_map={line: _COLOURS[i % len(_COLOURS)] for i, line in enumerate(lines)})
 
 
 def curves(run: RunDir) -> dict[str, pd.DataFrame]:

@@ -93,18 +93,18 @@ def table_html(context: AppContext) -> str:
     if not rows:
         return "<p>There are no runs yet. Start one on the Train page.</p>"
     heads = "".join(f"<th>{name}</th>" for name in ("Run", "State", "Step", "Accuracy", "Method", "Model", "Made"))
-    return f"<div class='mapo-scroll'><table class='mapo-table'><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    return f"<div class='mapo-table mapo-runs'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
 
 
 def _row(context: AppContext, run: RunDir) -> str:
     state, status = run_view.state_of(run)
-    config = read_config(run)
+    config = run_view.read_config(run)
     waiting = [entry.run for entry in queue_entries(context.home) if entry.waiting]
     place = f" · place {waiting.index(run.name) + 1}" if run.name in waiting else ""
     measured = reader_of(run).events("evaluated")
     accuracy = measured[-1].get("accuracy") if measured and measured[-1].get("step") else None
     model = str((config.get("model") or {}).get("path", "")).replace("\\", "/").rstrip("/").rpartition("/")[2]
-    steps = status.steps or (config.get("training") or {}).get("steps")
+    steps = status.steps or run_view.steps_asked(run)
     cells = (
         f"<b>{html.escape(run.name)}</b>",
         run_view.badge(state) + place,
@@ -115,15 +115,6 @@ def _row(context: AppContext, run: RunDir) -> str:
         run_view.ago(run.config.stat().st_mtime),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def read_config(run: RunDir) -> dict[str, Any]:
-    """The settings as they stand; a run of another version is listed all the same."""
-    try:
-        found = json.loads(run.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def compared(context: AppContext, names: list[str], what: str) -> pd.DataFrame | None:
@@ -232,7 +223,7 @@ def _connect(context: AppContext, view: dict[str, Any], timer: gr.Timer, stamp: 
     view["no"].click(lambda: gr.update(visible=False), None, view["sure"], **quiet)
     for event in (view["several"].change, view["what"].change, timer.tick):
         event(
-            shown(lambda names, what: gr.update(value=compared(context, names or [], what))),
+            shown(lambda names, what: run_view.chart(compared(context, names or [], what), "run")),
             [view["several"], view["what"]],
             view["plot"],
             **quiet,

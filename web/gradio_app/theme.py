@@ -48,10 +48,7 @@ CSS = """
 .mapo-badge.failed { background: #b91c1c; color: #fff; }
 .mapo-badge.finished { background: #166534; color: #fff; }
 .mapo-facts { display: flex; flex-wrap: wrap; gap: 2px 18px; }
-.mapo-scroll { overflow-x: auto; }
-.mapo-table { border: 0 !important; width: 100%; border-collapse: collapse; font-size: .9rem; }
-.mapo-table th, .mapo-table td { text-align: left; padding: 5px 10px 5px 0; white-space: nowrap;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
+.mapo-runs td, .mapo-runs th { white-space: nowrap; }
 .mapo-log textarea { font-family: var(--font-mono) !important; font-size: .78rem !important; }
 .mapo-badge.error { background: #b91c1c; color: #fff; }
 .mapo-badge.warning { background: #b45309; color: #fff; }
