@@ -123,6 +123,8 @@ def make_context(options: Options) -> AppContext:
     (home / "ui").mkdir(parents=True, exist_ok=True)
     os.environ["MAPO_HOME"] = str(home)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for variable in ("NO_PROXY", "no_proxy"):  # gradio asks itself whether it is there
+        os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "127.0.0.1", "localhost"]))
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(home / "ui" / "cache")
     handler = logging.handlers.RotatingFileHandler(
