@@ -145,6 +145,8 @@ def test_the_page_uses_the_public_api_alone() -> None:
         ["-m", "mapo_core", "--help"],
         ["-m", "mapo_core", "train", "--help"],
         ["-m", "mapo_core", "runs"],
+        ["-m", "mapo_core", "queue"],
+        ["-c", "import mapo_core, web.gradio_app.app"],  # the page's own process stays small
     ],
     ids=lambda command: " ".join(command),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .embedding import EMBEDDERS, Embedder, embed_files, load_embedder
-    from .evaluation import EvaluationSettings, evaluate_run, read_evaluation
+    from .evaluation import EvaluationSettings, evaluate_run
     from .held_out import HeldOut, HeldOutErrors, held_out_errors, measure_held_out
     from .mismatch import (
         BETAS,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         mismatch_sheet,
         suggested_beta,
     )
-    from .report import HeldOutComparison, RunEvaluation, ScorerComparison
+    from .report import HeldOutComparison, RunEvaluation, ScorerComparison, read_evaluation
     from .scorers import SCORERS, Scorer, ScorerOptions, choose_scorers, describe_scorer, load_scorer, missing_weights
     from .statistics import Interval, mean_interval
 
@@ -59,7 +59,7 @@ __all__ = [
 
 _MODULES = {
     "embedding": ("EMBEDDERS", "Embedder", "embed_files", "load_embedder"),
-    "evaluation": ("EvaluationSettings", "evaluate_run", "read_evaluation"),
+    "evaluation": ("EvaluationSettings", "evaluate_run"),
     "held_out": ("HeldOut", "HeldOutErrors", "held_out_errors", "measure_held_out"),
     "mismatch": (
         "BETAS",
@@ -71,7 +71,7 @@ _MODULES = {
         "mismatch_sheet",
         "suggested_beta",
     ),
-    "report": ("HeldOutComparison", "RunEvaluation", "ScorerComparison"),
+    "report": ("HeldOutComparison", "RunEvaluation", "ScorerComparison", "read_evaluation"),
     "scorers": (
         "SCORERS",
         "Scorer",

@@ -164,18 +164,6 @@ def evaluate_run(
     return found
 
 
-def read_evaluation(run: RunDir, step: int | None = None) -> dict[str, Any] | None:
-    """What `evaluate_run` wrote, `RunEvaluation.as_dict()`; None where it has not.
-
-    Args:
-        run: the run folder.
-        step: which checkpoint; None for the highest one measured.
-    """
-    name = "step_????????" if step is None else f"step_{step:08d}"
-    found = sorted(run.evaluation.glob(f"{name}/report.json"))
-    return json.loads(found[-1].read_text(encoding="utf-8")) if found else None
-
-
 class Board:
     """Draws with a trained model, with and without its LoRA, into files that are used again.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from .statistics import Interval, mean_interval
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    from ..runs import RunDir
     from .diversity import Diversity
     from .drift import Drift
     from .held_out import HeldOut
@@ -164,3 +166,15 @@ def compare_scores(
         win_rate=mean(wins),
         pictures=len(known),
     )
+
+
+def read_evaluation(run: RunDir, step: int | None = None) -> dict[str, Any] | None:
+    """What `evaluate_run` wrote, `RunEvaluation.as_dict()`; None where it has not.
+
+    Args:
+        run: the run folder.
+        step: which checkpoint; None for the highest one measured.
+    """
+    name = "step_????????" if step is None else f"step_{step:08d}"
+    found = sorted(run.evaluation.glob(f"{name}/report.json"))
+    return json.loads(found[-1].read_text(encoding="utf-8")) if found else None

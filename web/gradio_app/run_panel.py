@@ -138,7 +138,7 @@ def ask(context: AppContext, run: RunDir, verb: str) -> str:
     if verb == "resume":
         return resume(run)
     status = run_status(run)
-    if not status.alive:
+    if not status.alive or status.state not in ("running", "paused"):
         raise ConfigError(f"Run {run.name} is not being trained at the moment, so it cannot {verb}.")
     run.request(verb)
     words = {"pause": "pauses after this step", "save": "saves a checkpoint and the LoRA", "sample": "draws pictures"}
