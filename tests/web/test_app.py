@@ -33,7 +33,7 @@ def test_first_paint(app: Any, open_page: Callable[..., Any]) -> None:
 
 
 WIDER = """width => [...document.querySelectorAll('#mapo-tabs button, #mapo-tabs input, #mapo-tabs .block')]
-  .filter(e => e.offsetParent && !e.closest('.mapo-table, .mapo-strip') && e.getBoundingClientRect().right > width + 1)
+  .filter(e => e.offsetParent && !e.closest('.mapo-grid, .mapo-strip') && e.getBoundingClientRect().right > width + 1)
   .map(e => e.outerHTML.slice(0, 120))"""
 
 

@@ -93,7 +93,7 @@ def table_html(context: AppContext) -> str:
     if not rows:
         return "<p>There are no runs yet. Start one on the Train page.</p>"
     heads = "".join(f"<th>{name}</th>" for name in ("Run", "State", "Step", "Accuracy", "Method", "Model", "Made"))
-    return f"<div class='mapo-table mapo-runs'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    return f"<div class='mapo-grid mapo-runs'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
 
 
 def _row(context: AppContext, run: RunDir) -> str:
