@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,13 +14,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from .adapter_config import Placement, peft_config, place_adapters
-from .components import TEXT_ENCODERS, UNET, parts
-from .errors import ConfigError, RunError
+from .components import TEXT_ENCODERS, UNET, part_of, parts
+from .errors import ConfigError, ExportError, RunError
+from .lora_adapter import modules_for, put_on
+from .lora_file import read_lora
 from .noising import seed_of
 from .parameters import ParameterGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -27,27 +31,83 @@ if TYPE_CHECKING:
     from .sections import AdapterConfig
 
 ADAPTER = "default"
+START = "start"  # the LoRA that training started from, frozen: part of the reference
 _START_AT_ZERO = ("lora_B", "hada_w2_b", "lokr_w1.", "lokr_w1_a")  # so that training starts at the base model
 
 
-def add_lora(model: DiffusionModel, family: Family, config: AdapterConfig, seed: int) -> list[ParameterGroup]:
+def add_lora(
+    model: DiffusionModel, family: Family, config: AdapterConfig, seed: int, start: Path | None = None
+) -> list[ParameterGroup]:
     """Put a fresh adapter on the denoiser, and on the text encoders if they are to be trained; the rest is frozen.
 
     One of an update's matrices is zero, so that training starts at the base model; the others are drawn from `seed`
     alone. All are kept in float32 whatever the precision of the model.
 
+    Args:
+        model: without adapter.
+        family: of the model.
+        config: kind, layers, ranks and alphas.
+        seed: of the run.
+        start: a LoRA file to continue from. Its layers, ranks and alphas are taken in place of those of the settings,
+            and a frozen copy of it stays on where the adapter is off.
+
     Returns:
         The parameters to train, one group for each part of the model.
 
     Raises:
-        ConfigError: a pattern matches no layer, or this kind cannot be put on a quantised model.
+        ConfigError: a pattern matches no layer, this kind cannot be put on a quantised model, or `start` does not fit.
+        ExportError: `start` is missing or damaged.
     """
     rates = learning_rates(model, config)
-    placements = place_adapters(model, family, config, list(rates))
+    begun = _begin_from(model, family, config, start, rates) if start else []
+    placements = place_adapters(model, family, config, [part for part in rates if part not in begun])
     for module in parts(model).values():
         module.requires_grad_(False)
     model.trains_text = len(rates) > 1
-    return [replace(_add_to(p, config, seed), learning_rate=rates[p.part]) for p in placements]
+    added = {p.part: _add_to(p, config, seed) for p in placements}
+    for part in begun:
+        _train_only(parts(model)[part], ADAPTER)
+        added[part] = _group(part, parts(model)[part])
+    return [replace(added[part], learning_rate=rate) for part, rate in rates.items()]
+
+
+def _begin_from(
+    model: DiffusionModel, family: Family, config: AdapterConfig, start: Path, rates: dict[str, float | None]
+) -> list[str]:
+    """Put a file on the model twice, to be trained and frozen; the parts that it has layers of."""
+    file = read_lora(start)
+    kind = "lora" if config.type == "rslora" else config.type
+    if file.kind != kind:
+        raise ConfigError(
+            f"adapter.init_from: {start.name} is of the kind {file.kind}, and adapter.type is {config.type}. Set "
+            f"adapter.type to {file.kind}, or merge the file into the model with model.merge_loras."
+        )
+    try:
+        stored = modules_for(model, family, file)
+    except ExportError as error:
+        raise ConfigError(f"adapter.init_from: {error}") from error
+    begun = list(dict.fromkeys(part_of(name) for name in stored))
+    idle = [part for part in begun if part not in rates]
+    if idle:
+        raise ConfigError(
+            f"adapter.init_from: {start.name} changes {' and '.join(idle)} too. Set adapter.text_encoder (with "
+            "learning rates above 0), or merge the file into the model with model.merge_loras."
+        )
+    if begun != [UNET]:  # what prompts give without the adapter depends on it
+        model.extras["start"] = hashlib.sha256(start.read_bytes()).hexdigest()
+    put_on(model, stored, START)
+    put_on(model, stored, ADAPTER, config.dropout)
+    return begun
+
+
+def _train_only(module: nn.Module, adapter_name: str) -> None:
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_adapter(adapter_name)
+
+
+def _group(part: str, module: nn.Module) -> ParameterGroup:
+    return ParameterGroup(part, {n: p for n, p in module.named_parameters() if p.requires_grad})
 
 
 def learning_rates(model: DiffusionModel, config: AdapterConfig) -> dict[str, float | None]:
@@ -80,7 +140,7 @@ def _add_to(placement: Placement, config: AdapterConfig, seed: int) -> Parameter
     if config.type == "dora":
         _set_lengths(module)
     module.train(module.training)  # what peft has added is in training mode
-    return ParameterGroup(placement.part, {n: p for n, p in module.named_parameters() if p.requires_grad})
+    return _group(placement.part, module)
 
 
 def _initial(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
@@ -117,14 +177,21 @@ def _require_whole_weights(placement: Placement, kind: str) -> None:
 
 @contextmanager
 def adapter_off(unet: nn.Module) -> Iterator[None]:
-    """Inside, the denoiser is the base model."""
+    """Inside, the denoiser is the base model; with a LoRA that training started from, the model with that one."""
     layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
+    started = [layer for layer in layers if START in layer._all_available_adapter_names()]
+    if started:
+        for layer in started:
+            layer.set_adapter([START], inference_mode=True)
+    else:
+        for layer in layers:
+            layer.enable_adapters(False)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in started:
+            layer.set_adapter([ADAPTER])
+        for layer in layers if not started else ():
             layer.enable_adapters(True)
 
 
@@ -139,7 +206,8 @@ def base_model(model: DiffusionModel) -> Iterator[None]:
 
 def adapter_is_off(module: nn.Module) -> bool:
     """Whether this is inside `adapter_off`."""
-    return any(m.disable_adapters for m in module.modules() if isinstance(m, BaseTunerLayer))
+    layers = (m for m in module.modules() if isinstance(m, BaseTunerLayer))
+    return any(m.disable_adapters or list(m.active_adapters) == [START] for m in layers)
 
 
 def encode_prompts(

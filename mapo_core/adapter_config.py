@@ -59,7 +59,7 @@ def place_adapters(
         part: chosen_layers(part, module, family, config) for part, module in parts(model).items() if part in trained
     }
     names = [full_name(part, path) for part, paths in chosen.items() for path in paths]
-    if not names:
+    if chosen and not names:
         raise ConfigError(
             f"adapter.target_pattern {config.target_pattern!r} is found in no layer's name. Names are like "
             "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k, mid_block.resnets.0.conv1 and "

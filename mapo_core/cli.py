@@ -178,12 +178,18 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a run's LoRA again: another checkpoint, layout or precision."""
+    """Write a run's LoRA again: another checkpoint, layout, precision or rank."""
+    from .lora_file import read_lora
     from .reopen import export_run
     from .runs import open_run
 
-    path = export_run(open_run(args.run), step=args.step, layout=args.layout, precision=args.precision, out=args.out)
+    path = export_run(
+        open_run(args.run), step=args.step, layout=args.layout, precision=args.precision, out=args.out, rank=args.rank
+    )
     print(path)
+    kept = read_lora(path).metadata.get("mapo.kept_norm")
+    if kept is not None:
+        print(f"At the smaller rank {float(kept):.1%} of the update's norm is left.")
     return 0
 
 
@@ -455,6 +461,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--layout", choices=["kohya", "diffusers"], help="default: the run's setting, kohya")
     sub.add_argument("--precision", choices=["fp32", "fp16", "bf16"], help="default: the run's setting, fp16")
     sub.add_argument("--out", type=Path, help="file to write (default: in the run's export folder)")
+    sub.add_argument("--rank", type=int, help="write it at this rank where it has more (SVD); says what is kept")
 
     sub = add(
         "compare",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from .errors import ExportError
-from .lora_adapter import live_modules, load_lora
+from .lora_adapter import beside, live_modules, load_lora
 from .lora_check import Verification, verify_lora
 from .lora_file import (
     ADAPTER_METADATA,
@@ -27,6 +27,7 @@ from .lora_file import (
 )
 from .lora_keys import check_against_naming_rules, some
 from .lora_metadata import lora_metadata
+from .lora_resize import resize
 from .runs import fault_point
 
 if TYPE_CHECKING:
@@ -51,9 +52,15 @@ __all__ = [
 ]
 
 
+_RESIZED = "mapo_resized"
+
+
 @dataclass(frozen=True)
 class ExportReport:
-    """A written LoRA file. The differences are those of `Verification`; None where no proof was asked for."""
+    """A written LoRA file. The differences are those of `Verification`; None where no proof was asked for.
+
+    `kept_norm` is the share of the update's norm that is left where it was written at a smaller rank.
+    """
 
     path: Path
     layout: Layout
@@ -64,6 +71,7 @@ class ExportReport:
     relative_difference: float | None
     sha256: str
     bytes: int
+    kept_norm: float = 1.0
 
 
 def export_lora(
@@ -76,6 +84,7 @@ def export_lora(
     metadata: dict[str, str] | None = None,
     adapter_name: str = "default",
     verify: bool = True,
+    rank: int | None = None,
 ) -> ExportReport:
     """Write the live adapter to `path`, replacing what is there, and prove that the file gives it back.
 
@@ -91,11 +100,24 @@ def export_lora(
         metadata: header entries, for example from `lora_metadata`.
         adapter_name: of the live adapter.
         verify: read the file back and prove it.
+        rank: write the adapter at this rank where it has more; the proof is then of the smaller one.
 
     Raises:
         ExportError: there is nothing to export, weights are not finite, the disk refuses, or the proof fails.
     """
     modules = live_modules(model, adapter_name)
+    if rank is not None and any(m.rank > rank for m in modules):
+        resized, kept = resize(modules, rank)
+        with beside(model, resized, _RESIZED, adapter_name):
+            report = export_lora(
+                *(model, family, path),
+                layout=layout,
+                precision=precision,
+                metadata={**(metadata or {}), "ss_network_dim": str(rank), "mapo.kept_norm": f"{kept:.4f}"},
+                adapter_name=_RESIZED,
+                verify=verify,
+            )
+        return replace(report, kept_norm=kept)
     if layout == "kohya":
         header, tensors = dict(metadata or {}), kohya_tensors(modules, precision, family.kohya_prefix)
         if modules[0].kind == "dora":

@@ -175,8 +175,33 @@ def attach(
             )
 
 
-def _inject(model: DiffusionModel, kind: str, stored: Mapping[str, LoraModule], adapter_name: str) -> None:
-    """Make room for a file's weights with peft, which draws random ones; `attach` puts in the file's."""
+def put_on(model: DiffusionModel, stored: Mapping[str, LoraModule], adapter_name: str, dropout: float = 0.0) -> None:
+    """Add an adapter of any kind with these weights, in float32; they are trained with this dropout."""
+    kind = next(iter(stored.values())).kind
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        _inject(model, kind, stored, adapter_name, dropout)
+    for name, layer in adapted_layers(model, adapter_name).items():
+        for own_name, parameter in layer_parameters(layer, adapter_name).items():
+            weights = stored[name].weights[own_name].float().reshape(parameter.shape)
+            parameter.data = weights.to(parameter.device).clone()  # another adapter may have the same
+
+
+@contextmanager
+def beside(model: DiffusionModel, modules: Iterable[LoraModule], adapter_name: str, live: str) -> Iterator[None]:
+    """Inside, the model has another adapter too; afterwards it is as before."""
+    with undisturbed(model):
+        try:
+            put_on(model, {m.name: m for m in modules}, adapter_name)
+            yield
+        finally:
+            set_active(model, [live])
+            detach(model, adapter_name)
+
+
+def _inject(
+    model: DiffusionModel, kind: str, stored: Mapping[str, LoraModule], adapter_name: str, dropout: float = 0.0
+) -> None:
+    """Make room for a file's weights with peft, which draws random ones."""
     for part, module in parts(model).items():
         own = {path_in(part, module, n): m for n, m in stored.items() if part_of(n) == part}
         if not own:
@@ -188,11 +213,11 @@ def _inject(model: DiffusionModel, kind: str, stored: Mapping[str, LoraModule], 
             "target_modules": list(own),
         }
         if kind == "loha":
-            config: Any = LoHaConfig(alpha=1, **patterns)
+            config: Any = LoHaConfig(alpha=1, rank_dropout=dropout, **patterns)
         elif kind == "lokr":
-            config = LoKrConfig(alpha=1, **patterns)
+            config = LoKrConfig(alpha=1, rank_dropout=dropout, rank_dropout_scale=True, **patterns)
         else:
-            config = LoraConfig(lora_alpha=1, use_dora=kind == "dora", **patterns)
+            config = LoraConfig(lora_alpha=1, lora_dropout=dropout, use_dora=kind == "dora", **patterns)
         inject_adapter_in_model(config, module, adapter_name=adapter_name)
         if kind == "lokr":
             _shape_lokr(module, own, adapter_name)

@@ -60,7 +60,7 @@ def open_trained(run: RunDir, step: int | None = None, device: str | None = None
     precision = choose_precision(config.training.precision, where)
     family = FAMILIES[detect(config.model.path, config.model.family).family]
     model = family.load(config.model, device=where, dtype=DTYPES[precision])
-    add_lora(model, family, config.adapter, config.seed)
+    add_lora(model, family, config.adapter, config.seed, run.start_lora if config.adapter.init_from else None)
     load_adapter_state(model, kept.lora)
     model.unet.eval()
     return TrainedModel(config, model, family, kept.step, kept.others)
@@ -73,6 +73,7 @@ def export_run(
     layout: str | None = None,
     precision: str | None = None,
     out: Path | None = None,
+    rank: int | None = None,
 ) -> Path:
     """Write the LoRA of a checkpoint again.
 
@@ -82,6 +83,8 @@ def export_run(
         layout: "kohya" or "diffusers"; None for the run's setting.
         precision: "fp32", "fp16" or "bf16"; None for the run's setting.
         out: the file to write; None for one in the run's export folder whose name says step, layout and precision.
+
+        rank: of the written LoRA where the trained one has more; None for the run's setting.
 
     Raises:
         RunError: there is no such checkpoint, or `out` exists.
@@ -94,7 +97,8 @@ def export_run(
     trained = open_trained(run, step)
     layout = layout or trained.config.export.layout
     precision = precision or trained.config.export.precision
-    path = out or run.export / f"{run.name}-{trained.step:08d}-{layout}-{precision}.safetensors"
+    form = f"{layout}-{precision}{f'-rank{rank}' if rank else ''}"
+    path = out or run.export / f"{run.name}-{trained.step:08d}-{form}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     report = export_lora(
         trained.model,
@@ -102,6 +106,7 @@ def export_run(
         path,
         layout=layout,  # pyright: ignore[reportArgumentType]
         precision=precision,  # pyright: ignore[reportArgumentType]
+        rank=rank or trained.config.export.rank,
         metadata=run_metadata(run, trained.config, trained.model, trained.family, trained.step, trained.state),
     )
     return report.path

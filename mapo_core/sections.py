@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Literal, Self
@@ -32,6 +33,16 @@ class ModelConfig(Settings):
     """Weight variant of a diffusers folder or Hub id, for example "fp16"."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
+    merge_loras: tuple[str, ...] = ()
+    """LoRA files that are merged into the model before anything else, each "path" or "path=strength"; a larger strength
+    shows more of it. The model with them is the reference, and pictures with the trained LoRA need them too."""
+
+    @field_validator("merge_loras")
+    @classmethod
+    def _merges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            split_merge(text)
+        return value
 
 
 class DataConfig(Settings):
@@ -98,6 +109,10 @@ class AdapterConfig(Settings):
     text_encoder_2_learning_rate: float | None = Field(default=None, ge=0, le=1)
     """The same for SDXL's second text encoder; None takes optimizer.learning_rate, a larger one changes more."""
 
+    init_from: str | None = None
+    """A LoRA file to continue from, in the kohya or diffusers layout: its layers, ranks and alphas are taken, and model
+    with this LoRA is the reference. The run keeps a copy. None starts afresh."""
+
     @field_validator("target_pattern")
     @classmethod
     def _a_pattern(cls, value: str | None) -> str | None:
@@ -122,6 +137,24 @@ class AdapterConfig(Settings):
         if not value:
             raise ValueError("name at least one of attention, feed_forward, conv")
         return tuple(dict.fromkeys(value))
+
+
+def split_merge(text: str) -> tuple[str, float]:
+    """ "style.safetensors=0.8" -> ("style.safetensors", 0.8); without a strength it is 1.
+
+    Raises:
+        ValueError: there is no path, or the strength is no finite number.
+    """
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        path, strength = text, "1"
+    try:
+        number = float(strength)
+    except ValueError:  # an = in the name
+        path, number = text, 1.0
+    if not path.strip() or not math.isfinite(number):
+        raise ValueError(f"{text!r} is not of the form path=strength, for example style.safetensors=0.8")
+    return path.strip(), number
 
 
 def split_pattern(text: str) -> tuple[str, float]:
@@ -353,6 +386,9 @@ class ExportConfig(Settings):
     """Precision of the stored weights."""
     trigger: str = ""
     """Trigger word, written into the metadata."""
+    rank: int | None = Field(default=None, ge=1, le=1024)
+    """Write the LoRA at this rank where it has more, by singular value decomposition; a larger one keeps more of what
+    was learned, and how much is said. None leaves the rank as trained."""
 
 
 class MemoryConfig(Settings):

@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from .class_images import class_pairs
 from .config import TrainConfig, load_config
 from .data_order import divide_pairs
 from .devices import DTYPES, choose_precision, preferred_device
-from .errors import PairsError
+from .errors import ConfigError, PairsError
 from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
 from .fused_lora import fully_fused, fuse_lora
@@ -28,7 +29,7 @@ from .optimizers import build_optimizer, build_schedule, has_own_average, learni
 from .pairs import read_pairs
 from .pairs.scores import require_scores
 from .parameters import ParameterGroup, flat
-from .runs import EventWriter, RequestWatcher, RunDir, mapo_home
+from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .state import build_average, put_back
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     model = family.load(config.model, device=accelerator.device, dtype=DTYPES[precision])
     report = throttled(phase)
     wanted = validation_prompts(config, pairs)
+    start = start_lora(run, config, accelerator)
+    groups: list[ParameterGroup] = []
+    if start is not None:  # it is part of the reference, whose prompts are encoded here
+        groups = add_lora(model, family, config.adapter, config.seed, start)
     with accelerator.main_process_first():
         encoded, prompts = encode_pairs(
             model,
@@ -156,7 +161,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
     phase("adding the LoRA")
-    groups = add_lora(model, family, config.adapter, config.seed)
+    groups = groups or add_lora(model, family, config.adapter, config.seed)
     parameters = flat(groups)
     for part in (model.unet, *model.text_encoders):
         fuse_lora(part)
@@ -227,6 +232,23 @@ def require_transparency(config: TrainConfig, pairs: EncodedPairs) -> None:
             "loss.mask is 'alpha', but no image has transparent parts and no pair names a mask. Save the images as PNG "
             "or WebP with transparency, or set loss.mask to 'file'."
         )
+
+
+def start_lora(run: RunDir, config: TrainConfig, accelerator: Accelerator) -> Path | None:
+    """The run's own copy of the LoRA that it continues from, made the first time; None where there is none.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if config.adapter.init_from is None:
+        return None
+    with accelerator.main_process_first():
+        if not run.start_lora.exists():
+            source = Path(config.adapter.init_from).expanduser()
+            if not source.is_file():
+                raise ConfigError(f"adapter.init_from: there is no file {source}. Correct the path.")
+            write_atomic(run.start_lora, source.read_bytes())
+    return run.start_lora
 
 
 def encode_class(

@@ -140,8 +140,12 @@ def export(session: Session, name: str) -> str:
             session.run.export / f"{name}.safetensors",
             layout=config.export.layout,
             precision=config.export.precision,
+            rank=config.export.rank,
             metadata=run_metadata(
                 session.run, config, session.model, session.family, session.step, session.progress_state()
             ),
         )
+    if report.kept_norm < 1:
+        left = f"Written at rank {config.export.rank}, {report.kept_norm:.1%} of the LoRA's norm is left."
+        session.emit("phase", phase="writing the LoRA", kept_norm=report.kept_norm, message=left)
     return str(report.path.relative_to(session.run.path))

@@ -54,7 +54,7 @@ def load_model(
     latent_scale = 2 ** (len(vae.config["block_out_channels"]) - 1)
     prediction_type, zero_terminal_snr = _prediction(found, config)
     training, sampling = build_schedulers(_schedule(blueprint, found), prediction_type, zero_terminal_snr)
-    return DiffusionModel(
+    model = DiffusionModel(
         family=blueprint.name,
         unet=_build(components["unet"], _unet, precision, device),
         vae=_build(vae, _vae, torch.float32, device) if encoders else None,
@@ -74,6 +74,12 @@ def load_model(
         # What prompt embeddings depend on beside the weights.
         extras={"clip_skip": config.clip_skip, "text_encoder_dtype": str(precision).removeprefix("torch.")},
     )
+    if config.merge_loras:
+        from ..lora_merge import merge_loras
+        from . import FAMILIES
+
+        merge_loras(model, FAMILIES[blueprint.name], config.merge_loras)
+    return model
 
 
 def _components(blueprint: Blueprint, found: Detected, config: ModelConfig) -> dict[str, Component]:

@@ -95,6 +95,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def start_lora(self) -> Path:
+        """The run's own copy of the LoRA that it continues from."""
+        return self.path / "start.safetensors"
+
+    @property
     def samples(self) -> Path:
         """Folder of the validation pictures."""
         return self.path / "samples"
