@@ -18,6 +18,7 @@ from .components import TEXT_ENCODERS, UNET, part_of, parts
 from .errors import ConfigError, ExportError, RunError
 from .lora_adapter import modules_for, put_on
 from .lora_file import read_lora
+from .new_tokens import add_new_tokens, class_prompt, load_token_state, token_state
 from .noising import seed_of
 from .parameters import ParameterGroup
 
@@ -68,7 +69,8 @@ def add_lora(
     for part in begun:
         _train_only(parts(model)[part], ADAPTER)
         added[part] = _group(part, parts(model)[part])
-    return [replace(added[part], learning_rate=rate) for part, rate in rates.items()]
+    groups = [replace(added[part], learning_rate=rate) for part, rate in rates.items()]
+    return [*groups, *add_new_tokens(model, config)]
 
 
 def _begin_from(
@@ -219,7 +221,8 @@ def encode_prompts(
         encoder.eval()
     try:
         with base_model(model) if base else nullcontext():
-            return family.encode_prompts(model, prompts)
+            texts = [class_prompt(p, model.new_tokens) for p in prompts] if base else prompts
+            return family.encode_prompts(model, texts)
     finally:
         for encoder, training in modes:
             encoder.train(training)
@@ -261,7 +264,7 @@ def adapter_state(model: DiffusionModel) -> dict[str, Tensor]:
         if ADAPTER in getattr(module, "peft_config", {}):
             prefix = "" if part == UNET else f"{part}."
             state |= {prefix + name: tensor for name, tensor in lora_state(module).items()}
-    return state
+    return state | token_state(model)
 
 
 def load_adapter_state(model: DiffusionModel, state: dict[str, Tensor]) -> None:
@@ -278,6 +281,8 @@ def load_adapter_state(model: DiffusionModel, state: dict[str, Tensor]) -> None:
             f"The checkpoint's LoRA does not fit this run's settings (for example {', '.join(odd[:3])}). Resume with "
             "the run's own config.json, or start a new run."
         )
+    load_token_state(model, state)
+    state = {name: tensor for name, tensor in state.items() if name not in token_state(model)}
     for part, module in parts(model).items():
         if ADAPTER in getattr(module, "peft_config", {}):
             own = {k: v for k, v in state.items() if _belongs(k, part)}

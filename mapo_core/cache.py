@@ -109,15 +109,17 @@ class EncodedPairs:
 
 
 class PromptCache:
-    """Prompt embeddings by text.
+    """Prompt embeddings by text, as the base model's text encoders give them.
 
     Args:
         cache: where they are kept.
         fingerprint: of the text encoders and their settings.
         precision: "fp32" or "bf16".
+        new_tokens: of the settings; their placeholders are replaced by the words that they start from.
     """
 
-    def __init__(self, cache: DiskCache, fingerprint: str, precision: str) -> None:
+    def __init__(self, cache: DiskCache, fingerprint: str, precision: str, new_tokens: Sequence[str] = ()) -> None:
+        self._new_tokens = new_tokens
         self._cache = cache
         self._prefix = f"{fingerprint}/{precision}"
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -133,8 +135,9 @@ class PromptCache:
     def encode(self, model: DiffusionModel, family: Family, prompts: Iterable[str], progress: Callable) -> None:
         """Store what is missing."""
         from .adapter import encode_prompts  # peft; reading a plan of pairs does not need it
+        from .new_tokens import class_prompt
 
-        by_key = {self._key(p): p for p in prompts}
+        by_key = {self._key(p): class_prompt(p, self._new_tokens) for p in prompts}
         missing = self._cache.missing(by_key)
         for start in range(0, len(missing), _SHARD_ENTRIES):
             progress("encoding prompts", start, len(missing))
@@ -147,7 +150,9 @@ class PromptCache:
             progress("encoding prompts", len(missing), len(missing))
 
     def _key(self, prompt: str) -> str:
-        return _digest("prompt", self._prefix, prompt)
+        from .new_tokens import class_prompt
+
+        return _digest("prompt", self._prefix, class_prompt(prompt, self._new_tokens))
 
 
 def encode_pairs(
@@ -172,7 +177,7 @@ def encode_pairs(
         progress: called with what is encoded, how many are done and how many there are.
     """
     fingerprint = f"{model.fingerprint}/{json.dumps(model.extras, sort_keys=True, default=str)}"
-    prompts = PromptCache(DiskCache(folder / "prompts"), fingerprint, config.cache.precision)
+    prompts = PromptCache(DiskCache(folder / "prompts"), fingerprint, config.cache.precision, config.adapter.new_tokens)
     wanted = [p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None]
     prompts.encode(model, family, ["", *wanted, *extra_prompts], progress)
 

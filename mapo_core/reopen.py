@@ -91,6 +91,7 @@ def export_run(
         ExportError: the file does not give back what was trained.
     """
     from .export import export_lora
+    from .new_tokens import export_tokens
 
     if out is not None and out.exists():
         raise RunError(f"{out} exists. Give another --out; nothing is overwritten.")
@@ -109,6 +110,7 @@ def export_run(
         rank=rank or trained.config.export.rank,
         metadata=run_metadata(run, trained.config, trained.model, trained.family, trained.step, trained.state),
     )
+    export_tokens(trained.model, report.path)
     return report.path
 
 

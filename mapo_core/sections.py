@@ -113,6 +113,28 @@ class AdapterConfig(Settings):
     """A LoRA file to continue from, in the kohya or diffusers layout: its layers, ranks and alphas are taken, and model
     with this LoRA is the reference. The run keeps a copy. None starts afresh."""
 
+    new_tokens: tuple[str, ...] = ()
+    """New words whose vectors are trained in the text encoders (textual inversion), each "placeholder=word it starts
+    from", for example `<toy>=toy`. Prompts name the subject by the placeholder; for the reference it is replaced by the
+    word. Each is written beside the LoRA as a file that ComfyUI loads as an embedding."""
+    new_token_vectors: int = Field(default=1, ge=1, le=16)
+    """Vectors of each new word; more hold more of a subject and take more room in the prompt."""
+    new_token_learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Learning rate of the new words' vectors; a larger one learns them faster. Textual inversion wants more than a
+    LoRA, 5e-4 to 5e-3. None takes optimizer.learning_rate."""
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [text.rpartition("=")[0].strip() for text in value]
+        for text, name in zip(value, names, strict=True):
+            if not name or " " in name or not text.rpartition("=")[2].strip():
+                raise ValueError(f"{text!r} is not of the form placeholder=word, for example <toy>=toy")
+        inside = [(a, b) for a in names for b in names if a is not b and a in b]
+        if inside:
+            raise ValueError(f"the placeholder {inside[0][0]!r} is a part of {inside[0][1]!r}: choose others")
+        return value
+
     @field_validator("target_pattern")
     @classmethod
     def _a_pattern(cls, value: str | None) -> str | None:

@@ -24,6 +24,7 @@ from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
 from .fused_lora import fully_fused, fuse_lora
 from .methods import DreamBoothConfig
+from .new_tokens import require_in_prompts
 from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule, has_own_average, learning_rate_warning
 from .pairs import read_pairs
@@ -129,6 +130,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     pairs = read_pairs(run.pairs)
     if not pairs:
         raise PairsError(f"{run.pairs} holds no pair. Build a pair set first: mapo pairs --help.")
+    require_in_prompts(config.adapter, (p.prompt for p in pairs))
     found = detect(config.model.path, config.model.family)
     family = FAMILIES[found.family]
     loss = config.method.build("demo" if config.model.path == "demo" else family.name)
@@ -154,7 +156,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         )
         require_transparency(config, encoded)
         class_images = encode_class(model, family, config, precision, accelerator, report)
-    if len(learning_rates(model, config.adapter)) == 1:
+    if len(learning_rates(model, config.adapter)) == 1 and not config.adapter.new_tokens:
         model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
     assert model.vae is not None
     model.vae.to("cpu")

@@ -10,6 +10,7 @@ from . import checkpoints
 from .adapter import encode_prompts
 from .evaluate.held_out import HeldOut, measure_held_out
 from .export import export_lora
+from .new_tokens import export_tokens
 from .reopen import run_metadata
 from .sampling import contact_sheet, sample_images, save_image, save_pictures
 from .session import throttled, validation_prompts
@@ -145,6 +146,9 @@ def export(session: Session, name: str) -> str:
                 session.run, config, session.model, session.family, session.step, session.progress_state()
             ),
         )
+    for path in export_tokens(session.model, report.path):
+        words = f"The new word is in {path.name}: ComfyUI loads it as embedding:{path.stem}."
+        session.emit("phase", phase="writing the LoRA", embedding=path.name, message=words)
     if report.kept_norm < 1:
         left = f"Written at rank {config.export.rank}, {report.kept_norm:.1%} of the LoRA's norm is left."
         session.emit("phase", phase="writing the LoRA", kept_norm=report.kept_norm, message=left)

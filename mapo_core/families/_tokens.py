@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
@@ -101,10 +102,14 @@ def prompt_windows(tokenizer: Any, prompt: str, at_least: int = 1) -> list[list[
 
 def _words(tokenizer: Any, prompt: str) -> list[list[int]]:
     """Token ids per word, words being what spaces and line breaks separate."""
+    new: dict[str, list[int]] = getattr(tokenizer, "new_tokens", {})
     words = [w for w in prompt.replace("\n", " ").split(" ") if w]
+    if new:
+        placeholders = "|".join(re.escape(name) for name in new)
+        words = [part for word in words for part in re.split(f"({placeholders})", word) if part]
     if not words:
         return []
     # SDXL's second tokenizer pads with "!" and would take every "!" of a prompt for padding, which neither the
     # original nor ComfyUI does; split_special_tokens reads it as the text that it is.
     ids = tokenizer(words, add_special_tokens=False, split_special_tokens=True, truncation=False).input_ids
-    return [list(i) for i in ids]
+    return [new.get(word, list(i)) for word, i in zip(words, ids, strict=True)]

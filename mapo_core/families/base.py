@@ -44,7 +44,8 @@ class DiffusionModel:
     latent_scale: int
     source: str
     extras: dict[str, Any] = field(default_factory=dict)
-    trains_text: bool = False  # the text encoders carry an adapter; prompts are encoded anew for every forward pass
+    trains_text: bool = False  # the text encoders are trained; prompts are encoded anew for every forward pass
+    new_tokens: tuple[str, ...] = ()  # as in the settings, once the text encoders have them
 
     @property
     def device(self) -> torch.device:
