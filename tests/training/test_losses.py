@@ -200,9 +200,10 @@ def test_weights_by_noise_level_reach_the_gradient(new_run: Run, monkeypatch: py
             assert expected.min() < 0.9 / 3
 
 
-def test_label_noise_turns_pairs_round(new_run: Run) -> None:
-    right = prepare(new_run("votes"), None, None)
-    wrong = prepare(new_run("wrong-votes", loss={"label_noise": 1.0}), None, None)
+def test_label_noise_turns_pairs_round(new_run: Run, drawn_pairs: list[dict[str, Any]]) -> None:
+    records = [{**r, "rejected_prompt": "a plain picture"} for r in drawn_pairs]
+    right = prepare(new_run("votes", pairs=records), None, None)
+    wrong = prepare(new_run("wrong-votes", pairs=records, loss={"label_noise": 1.0}), None, None)
     a = backward_batch(right, [Draw(0, 1), Draw(1, 1)], 2)
     b = backward_batch(wrong, [Draw(0, 1), Draw(1, 1)], 2)
     assert a["chosen_mse"].item() == pytest.approx(b["rejected_mse"].item(), rel=1e-5)
