@@ -102,6 +102,7 @@ def test_the_server_dies_in_mid_run(
     show_tab(page, "Train")
     start(page, "survivor", training__steps=20_000)
     wait_step(page, 3)
+    page.context.close()  # the tab, too
     first.kill()
     run = list_runs(first.home)[0]
     step = run_status(run).step
