@@ -52,7 +52,7 @@ def test_a_whole_training_on_the_demo_model(app: Any, open_page: Callable[..., A
     """Start, see the curve move, reload in mid-run, stop and save in the middle, resume, and come to the end."""
     page = open_page(app.url)
     show_tab(page, "Train")
-    start(page, "seen", training__steps=24)
+    start(page, "seen", training__steps=80)
     wait_step(page, 2)
     points = page.locator("#plot-loss canvas, #plot-loss svg").first
     points.wait_for()
@@ -63,16 +63,16 @@ def test_a_whole_training_on_the_demo_model(app: Any, open_page: Callable[..., A
     wait_state(page, "stopped")
     run = next(run for run in list_runs(app.home) if run.name == "seen")
     stopped_at = run_status(run).step
-    assert 0 < stopped_at < 24
+    assert 0 < stopped_at < 80
     assert (run.export / "seen.safetensors").is_file()
     assert page.evaluate(STEP) == stopped_at
 
     press(page, "Resume")
     wait_state(page, "finished")
-    assert page.evaluate(STEP) == 24
+    assert page.evaluate(STEP) == 80
     page.locator("#run-samples img").first.wait_for()
     steps = [event["step"] for event in read_events(run.events) if event["type"] == "step"]
-    assert steps == list(range(1, 25))
+    assert steps == list(range(1, 81))
 
 
 def test_two_browsers_at_once(quick_app: Any, open_page: Callable[..., Any], show_tab: Any) -> None:

@@ -14,7 +14,7 @@ from .context import AppContext
 
 CHARTS = {
     "loss": "Loss",
-    "margin": "Margin (rejected minus chosen)",
+    "margin": "Margin",
     "accuracy": "Held-out accuracy",
     "errors": "Errors of chosen and rejected",
     "learning_rate": "Learning rate",
@@ -46,7 +46,12 @@ class RunPanel:
         with gr.Accordion("More curves: errors, learning rate, memory", open=False):
             self._row(names[3:])
         self.gallery = gr.Gallery(
-            label="Pictures: base model above, LoRA below", columns=2, height=320, elem_id="run-samples", visible=False
+            label="Pictures: base model, LoRA",
+            columns=1,
+            height=360,
+            object_fit="contain",
+            elem_id="run-samples",
+            visible=False,
         )
         with gr.Accordion("Log", open=False):
             self.warnings = gr.Markdown("")
