@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cli import main
     from .comparisons import Comparison, run_comparisons
     from .config import TrainConfig, build_config, checked_name, load_config, load_settings, merge_settings, set_value
+    from .continuation import continue_run, read_inspection
     from .demo.run import demo_pairs, demo_values
     from .errors import (
         CacheError,
@@ -76,6 +77,8 @@ _HOMES = {
     "contact_sheet": "pictures",
     "pair_sheet": "pictures",
     "run_chart": "charts",
+    "continue_run": "continuation",
+    "read_inspection": "continuation",
     "run_report": "report",
     "demo_pairs": "demo.run",
     "demo_values": "demo.run",
@@ -104,6 +107,7 @@ __all__ = [
     "build_config",
     "checked_name",
     "contact_sheet",
+    "continue_run",
     "copy_lora",
     "demo_pairs",
     "demo_values",
@@ -121,6 +125,7 @@ __all__ = [
     "open_trained",
     "pair_sheet",
     "pairs_from",
+    "read_inspection",
     "request_run",
     "run_chart",
     "run_comparisons",

@@ -75,6 +75,9 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
             batch = invert_batch(session.model, session.family, batch, session.loss.inversion)
     split = session.split_pairs and (batch.paired or class_batch is not None)
     found = (split_backward if split else joint_backward)(session, batch, class_batch, share)
+    if session.loss.inversion is None:  # the guard knows the errors of Gaussian noise
+        timesteps = session.model.noise_scheduler.config.num_train_timesteps
+        found |= session.guard.excess(found, batch, timesteps)
     return {name: value.detach().sum() for name, value in found.items()}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .runs import Lifetime, RunDir
 
 TRAINING = {"train", "sweep"}
-TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep"}
+TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep", "continue"}
 EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folder)."
 
 
@@ -387,6 +387,7 @@ def train_and_show(run: RunDir, lifetime: Lifetime) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from .cli_inspect import add_inspection
     from .cli_measures import add_measures
     from .cli_pairs import add_pair_makers
     from .cli_queue import add_queue
@@ -475,6 +476,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, nargs="+", help="checkpoints, rows each (default: the newest)")
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
 
+    add_inspection(add)
     add_measures(add)
     add_queue(add)
     add("ui", None, "The trainer in your browser, on this machine: pairs, training, results.", "mapo ui --port 8000")

@@ -29,6 +29,7 @@ from .sections import (
     CheckpointConfig,
     DataConfig,
     ExportConfig,
+    GuardConfig,
     LossConfig,
     MemoryConfig,
     ModelConfig,
@@ -68,6 +69,7 @@ class TrainConfig(Settings):
     """The run and checkpoint that this one continues with changed settings or pairs, if any."""
     memory: MemoryConfig = MemoryConfig()
     loss: LossConfig = LossConfig()
+    guard: GuardConfig = GuardConfig()
 
     @field_validator("name")
     @classmethod

@@ -135,8 +135,8 @@ def show_event(progress: ProgressLine, event: dict[str, Any]) -> None:
         )
     elif kind == "sample_saved":
         progress.line(f"step {event['step']}: pictures in {event['path']}")
-    elif kind in {"warning", "paused"}:
-        progress.line(f"{kind}: {event['message']}")
+    elif kind in {"warning", "paused", "rolled_back"}:
+        progress.line(f"{kind.replace('_', ' ')}: {event['message']}")
 
 
 def step_line(event: dict[str, Any]) -> str:

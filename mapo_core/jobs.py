@@ -128,6 +128,20 @@ def export(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"lora": str(export_run(run, out=Path(out) if out else None, **arguments))}
 
 
+def inspect_pairs(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The per-pair view; arguments: `run` and the keyword arguments of `inspect_pairs.inspect_run`.
+
+    Returns:
+        `inspection` (see `continuation.read_inspection`) and `text` for people.
+    """
+    from .continuation import read_inspection
+    from .inspect_pairs import inspect_run
+
+    run = open_run(arguments.pop("run"))
+    found = inspect_run(run, progress=progress, **arguments)
+    return {"inspection": read_inspection(run, found.steps[-1]), "text": found.render()}
+
+
 def mismatch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Reference mismatch of a pair set.
 
@@ -244,6 +258,7 @@ JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "export": export,
     "generate_rejected": generate_rejected,
     "lint": lint,
+    "inspect_pairs": inspect_pairs,
     "mismatch": mismatch,
     "scorers": scorers,
     "sweep": sweep,

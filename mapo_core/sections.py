@@ -399,6 +399,28 @@ class CheckpointConfig(Settings):
     that steps with a checkpoint are measured."""
 
 
+class GuardConfig(Settings):
+    """What happens when a run moves away from the chosen images."""
+
+    enabled: bool = True
+    """Go back to the last good state and lower the learning rate when the error on held-out chosen images rises while
+    the margin rises; off, it is only said."""
+    tolerance: float = Field(default=0.1, gt=0, le=10)
+    """Rise of that error over the start of the run, relative, that is allowed; a larger value waits longer. A rise of
+    five times as much counts whatever the margin does."""
+    z: float = Field(default=3.0, ge=0, le=20)
+    """Standard errors, over the pairs, that a rise must exceed as well; a larger value wants more certainty."""
+    patience: int = Field(default=2, ge=1, le=100)
+    """Measurements in a row that must find it; more wait longer. The second comes window_steps after the first."""
+    window_steps: int = Field(default=20, ge=4, le=10_000)
+    """Steps over which the error of the training itself is averaged, between measurements; where it is clearly above
+    its lowest, the next measurement comes at once. Fewer see a divergence sooner and measure more often."""
+    learning_rate_factor: float = Field(default=0.3, gt=0, lt=1)
+    """Factor on the learning rate when going back; a smaller value is calmer and slower."""
+    max_rollbacks: int = Field(default=3, ge=0, le=100)
+    """How often to go back; the time after, the run goes back once more and ends there, with the LoRA of that state."""
+
+
 class ExportConfig(Settings):
     """The LoRA file."""
 

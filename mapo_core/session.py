@@ -17,12 +17,14 @@ from .adapter import add_lora, learning_rates
 from .cache import EncodedPairs, PromptCache, encode_pairs
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
+from .continuation import START, same_optimizer, start_of
 from .data_order import divide_pairs
 from .devices import DTYPES, choose_precision, preferred_device
-from .errors import ConfigError, PairsError
+from .errors import ConfigError, PairsError, RunError
 from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
 from .fused_lora import fully_fused, fuse_lora
+from .guard import Guard
 from .methods import DreamBoothConfig
 from .new_tokens import require_in_prompts
 from .noising import seed_of
@@ -31,7 +33,8 @@ from .pairs import read_pairs
 from .pairs.scores import require_scores
 from .parameters import ParameterGroup, flat
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
-from .state import build_average, put_back
+from .sections import GuardConfig
+from .state import begin_from, build_average, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +77,8 @@ class Session:
     nonfinite_total: int = 0
     held_out_base: HeldOut | None = None
     held_out: HeldOut | None = None
+    guard: Guard = field(default_factory=lambda: Guard(GuardConfig(enabled=False)))
+    starts_trained: bool = False  # at step 0 the LoRA is not the base model
     measured: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> held-out accuracy and margin
     started_at: float = field(default_factory=time.time)
 
@@ -100,6 +105,7 @@ class Session:
             "held_out": self.held_out.as_dict() if self.held_out else None,
             "held_out_base": self.held_out_base.as_dict() if self.held_out_base else None,
             "measured": {str(step): list(values) for step, values in self.measured.items()},
+            "guard": self.guard.state(),
             "started_at": self.started_at,
         }
 
@@ -197,6 +203,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         optimizer=optimizer,
         schedule=schedule,
         average=build_average(parameters, config.optimizer),
+        guard=Guard(config.guard),
         precision=precision,
         split_pairs=config.memory.split_pairs == "on",
     )
@@ -287,10 +294,22 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def restore(session: Session) -> None:
-    """Go back to the newest checkpoint, if there is one."""
-    path = session.run.latest_checkpoint()
+    """Go back to the newest checkpoint, or begin with the parent's state, if there is one.
+
+    Raises:
+        RunError: the parent's state is missing, or a checkpoint is damaged or another run's.
+    """
+    path, start = session.run.latest_checkpoint(), start_of(session.run)
+    if session.config.parent and start is None:
+        raise RunError(
+            f"Run {session.run.name} goes on from {session.config.parent}, but its folder {START!r} with that state is "
+            "missing: making it was interrupted. Delete the run and make it again."
+        )
+    session.starts_trained = start is not None
     if path is not None:
         put_back(session, checkpoints.load_checkpoint(path))
+    elif start is not None:
+        begin_from(session, checkpoints.load_checkpoint(start), same_optimizer(session.config, start))
 
 
 def validation_prompts(config: TrainConfig, pairs: list[PreferencePair]) -> list[str]:

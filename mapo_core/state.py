@@ -8,6 +8,7 @@ exported. A checkpoint holds both.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,8 +71,19 @@ def take(session: Session) -> Snapshot:
     return Snapshot.of(session.step, lora, training, session.optimizer.state_dict(), others)
 
 
-def put_back(session: Session, snapshot: Snapshot) -> None:
+def take_with_good(session: Session) -> Snapshot:
+    """As `take`, with the state to which the guard would go back where that is another one."""
+    now, good = take(session), session.guard.good
+    return now if good is None or good.step == now.step else replace(now, good=good)
+
+
+def put_back(session: Session, snapshot: Snapshot, with_guard: bool = True) -> None:
     """Make the session what it was; the snapshot stays usable.
+
+    Args:
+        session: what to change.
+        snapshot: of this run.
+        with_guard: what the guard knows, too.
 
     Raises:
         RunError: it belongs to other settings.
@@ -93,7 +105,37 @@ def put_back(session: Session, snapshot: Snapshot) -> None:
     session.started_at = state["started_at"]
     session.held_out_base = HeldOut(**state["held_out_base"]) if state["held_out_base"] else None
     session.held_out = HeldOut(**state["held_out"]) if state["held_out"] else None
+    if with_guard and state.get("guard"):
+        session.guard.load(state["guard"])
+        session.guard.good = snapshot.good or snapshot
     session.measured = {int(step): tuple(values) for step, values in state.get("measured", {}).items()}
+
+
+def begin_from(session: Session, snapshot: Snapshot, with_optimizer: bool) -> None:
+    """Begin a new run with the weights of another; its steps, schedule and measures are its own.
+
+    Args:
+        session: at step 0.
+        snapshot: of the other run.
+        with_optimizer: take the optimizer's state, too; the settings stay the new run's.
+
+    Raises:
+        RunError: the weights do not fit the new run's settings.
+    """
+    load_adapter_state(session.model, snapshot.lora)
+    if session.average is not None:
+        session.average.shadow_params = [p.detach().clone() for p in session.parameters]
+    if not with_optimizer:
+        return
+    if snapshot.training is not None:
+        _set(session.parameters, [snapshot.training[str(i)] for i in range(len(session.parameters))])
+    fresh, state = session.optimizer.state_dict(), snapshot.optimizer()
+    own = ("params", "lr", "initial_lr", "weight_decay", "betas", "eps", "warmup_steps", "d_coef")
+    groups = [
+        {**before, **{name: group[name] for name in own if name in group}}
+        for before, group in zip(state["param_groups"], fresh["param_groups"], strict=True)
+    ]
+    session.optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _set(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:

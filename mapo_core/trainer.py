@@ -11,9 +11,10 @@ import torch
 from .backward import accumulate
 from .data_order import Draw, step_groups
 from .errors import TrainingError
+from .guarding import check
 from .optimizers import learning_rate_in_use
 from .session import Session, StoppedEarlyError, prepare
-from .validation import draw_samples, export, measure, save_state
+from .validation import draw_samples, export, save_state
 
 if TYPE_CHECKING:
     from typing import Any
@@ -36,14 +37,18 @@ def train(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | Non
     """
     try:
         session = prepare(run, events, watcher)
+        if session.step == 0 or session.guard.knows_no_start:
+            check(session)
         if session.step == 0:
-            measure(session)
             draw_samples(session)
         loop(session)
         finish(session)
-    except StoppedEarlyError:
+    except StoppedEarlyError as stopped:
         if events is not None:
-            events.emit("run_stopped", 0, message="Stopped before the first step: there is nothing to save.")
+            events.emit("run_stopped", 0, message=str(stopped) or NOTHING_TO_SAVE)
+
+
+NOTHING_TO_SAVE = "Stopped before the first step: there is nothing to save."
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -59,6 +64,7 @@ def loop(session: Session) -> None:
     )
     buckets = [session.pairs.entries[i].bucket for i in session.train_indices]
     groups = step_groups(buckets, group_size, config.seed, skip=session.step)
+    every = config.validation
     clock = Clock(session.step)
     session.emit("phase", phase="training")
     while session.step < config.training.steps:
@@ -75,15 +81,28 @@ def loop(session: Session) -> None:
         session.emit(
             "step", steps=config.training.steps, **values, seconds_left=left, seconds_per_step=clock.pace, **memory
         )
-        every = config.validation
-        if every.every_steps and session.step % every.every_steps == 0:
-            measure(session)
+        session.guard.note(session.step, values.get("chosen_excess"))
+        if is_measured(session, stop) and check(session):
+            if stop or session.guard.gave_up:
+                return
+            groups = step_groups(buckets, group_size, config.seed, skip=session.step)
+            clock = Clock(session.step)
+            continue
         if every.sample_every_steps and session.step % every.sample_every_steps == 0:
             draw_samples(session)
         if config.checkpoint.every_steps and session.step % config.checkpoint.every_steps == 0:
             save_state(session)
         if stop:
             return
+
+
+def is_measured(session: Session, stop: bool) -> bool:
+    """Whether the held-out pairs are measured after this step: on schedule, at the end, or because the guard asks."""
+    every, step = session.config.validation.every_steps, session.step
+    if every and step % every == 0:
+        return True
+    asked = session.guard.next_check is not None and session.guard.next_check <= step
+    return not stop and (asked or step == session.config.training.steps)
 
 
 def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int]]) -> dict[str, float]:
@@ -205,12 +224,10 @@ def finish(session: Session) -> None:
     if not session.accelerator.is_main_process:
         return
     if session.step == 0:
-        raise StoppedEarlyError
+        raise StoppedEarlyError(nothing_saved(session))
     done = session.step >= session.config.training.steps
     save_state(session)
     every = session.config.validation
-    if done and not (every.every_steps and session.step % every.every_steps == 0):  # else it has just been done
-        measure(session)
     if done and not (every.sample_every_steps and session.step % every.sample_every_steps == 0):
         draw_samples(session)
     session.emit("phase", phase="writing the LoRA")
@@ -221,8 +238,28 @@ def finish(session: Session) -> None:
         held_out=session.held_out.as_dict() if session.held_out else None,
         held_out_base=session.held_out_base.as_dict() if session.held_out_base else None,
         nonfinite_steps=session.nonfinite_total,
-        message="Finished." if done else f"Stopped after step {session.step}; resume goes on from here.",
+        message=last_words(session, done),
     )
+
+
+def nothing_saved(session: Session) -> str:
+    """Why a run ends without a LoRA."""
+    if not session.guard.gave_up:
+        return NOTHING_TO_SAVE
+    return (
+        f"The training moved away from the chosen images {session.guard.rollbacks} times, each time from its very "
+        "start: there is nothing to save. Start again with a far lower optimizer.learning_rate or a weaker margin."
+    )
+
+
+def last_words(session: Session, done: bool) -> str:
+    """How a run ended."""
+    if session.guard.gave_up:
+        return (
+            f"Stopped by the guard with the LoRA of step {session.step}, its last good state. Start again with a lower "
+            "optimizer.learning_rate or a weaker margin."
+        )
+    return "Finished." if done else f"Stopped after step {session.step}; resume goes on from here."
 
 
 class Clock:

@@ -8,13 +8,13 @@ from PIL import Image
 
 from . import checkpoints
 from .adapter import encode_prompts
-from .evaluate.held_out import HeldOut, measure_held_out
+from .evaluate.held_out import HeldOutErrors, held_out_errors
 from .export import export_lora
 from .new_tokens import export_tokens
 from .reopen import run_metadata
 from .sampling import contact_sheet, sample_images, save_image, save_pictures
 from .session import throttled, validation_prompts
-from .state import take, weights_in_use
+from .state import take_with_good, weights_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +26,19 @@ if TYPE_CHECKING:
 CHOSEN_ERROR_LIMIT = 1.1  # times the base model's; preference training that pushes too hard ends in noise
 
 
-def measure(session: Session) -> None:
-    """Accuracy and margin on the held-out pairs; the base model's too, the first time."""
+def measure(session: Session) -> HeldOutErrors | None:
+    """Accuracy and margin on the held-out pairs; the base model's too, the first time. What was measured, if anything.
+
+    Where the guard is off, a rising error on chosen images is said here.
+    """
     if not session.held_out_indices or not session.accelerator.is_main_process:
-        return
+        return None
     config = session.config
 
-    def run(base: bool) -> HeldOut:
+    def run(base: bool) -> HeldOutErrors:
         report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))
         with session.autocast(), weights_in_use(session):
-            return measure_held_out(
+            return held_out_errors(
                 session.model,
                 session.family,
                 session.pairs,
@@ -47,20 +50,26 @@ def measure(session: Session) -> None:
                 progress=lambda done, total: report("measuring held-out pairs", done, total),
             )
 
+    errors = None
     if session.held_out_base is None:
-        session.held_out_base = run(base=True)
-    session.held_out = session.held_out_base if session.step == 0 else run(base=False)
+        errors = run(base=True)
+        session.held_out_base = errors.summary()
+    if session.step > 0 or session.starts_trained or errors is None:
+        errors = run(base=False)
+    session.held_out = errors.summary()
     session.measured[session.step] = (session.held_out.accuracy, session.held_out.margin)
     session.emit("evaluated", **session.held_out.as_dict(), base=session.held_out_base.as_dict())
-    if session.held_out.chosen_mse > CHOSEN_ERROR_LIMIT * session.held_out_base.chosen_mse:
+    risen = session.held_out.chosen_mse > CHOSEN_ERROR_LIMIT * session.held_out_base.chosen_mse
+    if risen and not session.guard.config.enabled:
         session.emit(
             "warning",
             code="chosen_error_rises",
             message=f"The error on held-out chosen images has risen from {session.held_out_base.chosen_mse:.4f} to "
             f"{session.held_out.chosen_mse:.4f}: the LoRA is moving away from them. Stop, and start again with a lower "
-            "optimizer.learning_rate or a weaker margin.",
+            "optimizer.learning_rate or a weaker margin, or switch guard.enabled on.",
         )
     session.emit("phase", phase="training")
+    return errors
 
 
 def draw_samples(session: Session) -> None:
@@ -97,7 +106,7 @@ def draw_samples(session: Session) -> None:
     folder = session.run.samples
     base = base_pictures(session, folder / "base", prompts, draw)
     rows, titles = [base], ["base"]
-    if session.step > 0:
+    if session.step > 0 or session.starts_trained:
         with weights_in_use(session):
             pictures = draw(base=False)
         rows.append(pictures)
@@ -125,7 +134,7 @@ def save_state(session: Session, replace: bool = False) -> None:
     """A checkpoint of this step, from the main process; drops those that are no longer kept."""
     if not session.accelerator.is_main_process:
         return
-    path = checkpoints.save_checkpoint(session.run, take(session), replace)
+    path = checkpoints.save_checkpoint(session.run, take_with_good(session), replace)
     checkpoints.drop_old(session.run, session.config.checkpoint, session.measured)
     session.emit("checkpoint_saved", path=str(path.relative_to(session.run.path)))
 

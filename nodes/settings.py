@@ -44,6 +44,11 @@ GROUPS = {
     ),
     "validation": ("MaPOValidationSettings", "Validation Settings", "Measures and pictures during training."),
     "checkpoint": ("MaPOCheckpointSettings", "Checkpoint Settings", "When states are saved, and how many are kept."),
+    "guard": (
+        "MaPOGuardSettings",
+        "Guard Settings",
+        "When a run that moves away from the chosen images is taken back.",
+    ),
     "export": ("MaPOExportSettings", "Export Settings", "The LoRA file: layout, precision, trigger word."),
 }
 

@@ -53,12 +53,14 @@ class HeldOutErrors:
         pairs: place of the pair in its set.
         chosen, rejected: K_w and K_l.
         draws: fixed timesteps per pair.
+        draw: which of them each entry is of.
     """
 
     pairs: list[int]
     chosen: list[float]
     rejected: list[float]
     draws: int
+    draw: list[int]
 
     @property
     def correct(self) -> list[float]:
@@ -126,17 +128,18 @@ def held_out_errors(
     collected: list[torch.Tensor] = []
     with adapter_off(model.unet) if base else nullcontext():
         for done, chunk in enumerate(chunks):
-            randomness = [_fixed(pairs, i, d, draws, total, seed) for i, d in chunk]
+            randomness = [fixed_randomness(pairs, i, d, draws, total, seed) for i, d in chunk]
             batch = assemble(pairs, [i for i, _ in chunk], randomness, model, family, paired=True)
             errors = pair_errors(model, family, batch, _NEEDS)
             collected.append(torch.stack([errors["chosen_mse"], errors["rejected_mse"]]))
             progress(done + 1, len(chunks))
     model.unet.train(was_training)
     chosen, rejected = torch.cat(collected, dim=1).double().cpu().tolist()  # one wait for the device
-    return HeldOutErrors([i for chunk in chunks for i, _ in chunk], chosen, rejected, draws)
+    entries = [entry for chunk in chunks for entry in chunk]
+    return HeldOutErrors([i for i, _ in entries], chosen, rejected, draws, [d for _, d in entries])
 
 
-def _fixed(pairs: EncodedPairs, index: int, draw: int, draws: int, total: int, seed: int) -> PairRandomness:
+def fixed_randomness(pairs: EncodedPairs, index: int, draw: int, draws: int, total: int, seed: int) -> PairRandomness:
     """Draw `draw` of a pair: a timestep in the middle of its share of the schedule, and noise that never changes."""
     generator = torch.Generator().manual_seed(seed_of(seed, "held_out", index, draw))
     shape = pairs.latent_shape(index)

@@ -49,7 +49,7 @@ def run_history(run: RunDir, max_points: int = 600) -> History:
         curves=course.values,
         evaluated=reader.events("evaluated"),
         samples=list(dict.fromkeys(e["path"] for e in reader.events("sample_saved"))),
-        warnings=[e.get("message", "") for e in reader.events("warning")],
+        warnings=[e.get("message", "") for e in reader.events("warning", "rolled_back")],
     )
 
 

@@ -69,7 +69,7 @@ def test_diversity_by_hand() -> None:
 
 
 def test_held_out_errors_are_summed_up() -> None:
-    found = HeldOutErrors([4, 4, 9, 9], [0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.5, 0.4], 2)
+    found = HeldOutErrors([4, 4, 9, 9], [0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.5, 0.4], 2, [0, 1, 0, 1])
     assert found.correct == [1, 0, 1, 0]  # equal errors are not a success
     summary = found.summary()
     assert (summary.accuracy, summary.pairs, summary.draws) == (0.5, 2, 2)

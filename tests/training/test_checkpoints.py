@@ -11,7 +11,7 @@ import mapo_core.trainer as trainer
 import mapo_core.validation as validation
 from mapo_core.checkpoints import Snapshot, drop_after, drop_old, load_checkpoint, save_checkpoint
 from mapo_core.errors import RunError
-from mapo_core.evaluate import HeldOut
+from mapo_core.evaluate.held_out import HeldOutErrors
 from mapo_core.runs import RunDir, best_step, checkpoint_step, read_events
 from mapo_core.sections import CheckpointConfig
 
@@ -69,13 +69,15 @@ def test_going_back_leaves_nothing_above(tmp_path: Any) -> None:
 
 
 def test_the_best_on_held_out_pairs_outlives_the_newest(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([0.1, 0.5, 0.9, 0.4, 0.3])
+    correct = iter([0, 1, 3, 2, 1])  # of four
 
-    def measure(*args: Any, base: bool, **kwargs: Any) -> HeldOut:
-        return HeldOut(next(accuracies), 0.5, 0.1, 0.6, 2, 2)
+    def measure(*args: Any, base: bool, **kwargs: Any) -> HeldOutErrors:
+        right = next(correct)
+        return HeldOutErrors([0, 1, 2, 3], [0.1] * 4, [0.2] * right + [0.05] * (4 - right), 1, [0] * 4)
 
-    monkeypatch.setattr(validation, "measure_held_out", measure)
-    run = new_run("best", validation={"every_steps": 1}, checkpoint={"every_steps": 1, "keep": 1})
+    monkeypatch.setattr(validation, "held_out_errors", measure)
+    often = {"validation": {"every_steps": 1}, "checkpoint": {"every_steps": 1, "keep": 1}}
+    run = new_run("best", **often, guard={"enabled": False})
     run_here(run)
     assert steps_of(run) == [2, 4]
     assert best_step(run) == 2

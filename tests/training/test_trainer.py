@@ -15,7 +15,7 @@ import mapo_core.backward as backward
 import mapo_core.trainer as trainer
 import mapo_core.validation as validation
 from mapo_core.errors import ConfigError, PairsError, RunError, TrainingError
-from mapo_core.evaluate import HeldOut
+from mapo_core.evaluate.held_out import HeldOutErrors
 from mapo_core.export import read_lora
 from mapo_core.runs import RunDir, read_events, run_status
 
@@ -68,15 +68,17 @@ def test_held_out_measures_are_the_base_models_before_the_first_step_and_change_
 
 
 def test_a_rising_error_on_chosen_images_is_said(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the guard is switched off; test_guard.py has what it does where it is on."""
+
     def measured(chosen_mse: float) -> Any:
-        def measure(*args: Any, base: bool, **kwargs: Any) -> HeldOut:
-            return HeldOut(1.0, 0.5, 0.1 if base else chosen_mse, 0.6, 2, 2)
+        def measure(*args: Any, base: bool, **kwargs: Any) -> HeldOutErrors:
+            return HeldOutErrors([0, 1], [0.1 if base else chosen_mse] * 2, [0.6] * 2, 1, [0, 0])
 
         return measure
 
     for name, chosen_mse, warned in (("calm", 0.105, False), ("diverging", 0.12, True)):
-        run = new_run(name, validation={"every_steps": 2})
-        monkeypatch.setattr(validation, "measure_held_out", measured(chosen_mse))
+        run = new_run(name, validation={"every_steps": 2}, guard={"enabled": False})
+        monkeypatch.setattr(validation, "held_out_errors", measured(chosen_mse))
         run_here(run)
         assert ("chosen_error_rises" in {e["code"] for e in events_of(run, "warning")}) == warned
 
