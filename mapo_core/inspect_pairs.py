@@ -5,9 +5,11 @@ for all of them: accuracy is the share of timesteps at which the chosen image is
 margin is the mean of K_l - K_w.
 
 Whether a pair hurts is estimated at one checkpoint as by TracIn (Pruthi et al., arXiv 2002.08484, with one checkpoint
-and without the optimizer's scaling), on the LoRA's weights alone: g_i is the gradient of the method's own loss of pair
-i, h the gradient of the held-out pairs' mean K_w - K_l, so a small step along -g_i changes their margin by the step
-size times <g_i, h>. It is a first-order estimate from a few noise draws: a hint which pictures to look at, not a proof.
+and without the optimizer's scaling), on the trained weights alone: g_i is the gradient of pair i's K_w - K_l, h that of
+the held-out pairs' mean, so a small step along -g_i, which prefers this pair's chosen image more, changes their margin
+by the step size times <g_i, h>. Not the gradient of the method's whole loss: its part that lowers K_w
+alone lowers K_l of similar pictures, too, and makes good pairs look harmful. It is a first-order estimate from a few
+noise draws: a hint which pictures to look at, not a proof.
 """
 
 from __future__ import annotations
@@ -20,13 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 
 from .adapter import load_adapter_state
-from .backward import backward_batch
 from .batch import assemble, pair_errors
 from .checkpoints import load_checkpoint
-from .data_order import Draw
 from .errors import RunError
 from .evaluate.held_out import HeldOutErrors, fixed_randomness, held_out_errors
-from .noising import seed_of
 from .runs import checkpoint_step, nulls_for_nonfinite, write_atomic
 from .session import prepare
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 Class = Literal["learned", "resisted", "harmful", "undecided"]
 T = TypeVar("T")
 NEEDS = frozenset({"chosen_mse", "rejected_mse"})
+MAX_HELD_OUT = 32
 SURE = 2.0  # standard errors over the draws from which a change or an influence is believed
 
 
@@ -56,8 +56,8 @@ class PairView:
         accuracy, margin, chosen_mse: one value per step of the inspection.
         gain: of the margin from the base model to the last step, mean over the timesteps.
         gain_error: standard error of that, over the timesteps.
-        influence: change of the held-out margin for a step on this pair, over the length of both gradients (their
-            cosine), -1 to 1; None where it was not estimated.
+        influence: cosine of the gradients of its margin and of the held-out pairs' margin, -1 to 1; below 0 preferring
+            its chosen image lowers theirs. None where it was not estimated.
         influence_error: standard error of that, over the draws.
         verdict: "harmful": its influence is negative; "resisted": its margin fell, or is still negative, and it did
             not gain; "learned": its margin rose; "undecided": none of these beyond its noise.
@@ -131,7 +131,7 @@ def inspect_run(
     """Measure the pairs of a run one by one; the result is stored in its folder, with a sheet of the pairs to look at.
 
     It costs (checkpoints + 1) x pairs x draws predictions of both images, and for the influence a forward and backward
-    pass for each draw of each of its pairs.
+    pass for each draw of its pairs and of at most 32 held-out ones.
 
     Args:
         run: the run; images and prompts come from the cache.
@@ -287,37 +287,27 @@ def influence_on_held_out(
     """
     if not session.held_out_indices:
         return {}
-    toward = held_out_gradient(session, draws)
-    length = toward.norm()
+    shown = spread(session.held_out_indices, MAX_HELD_OUT)
+    toward = torch.stack([margin_gradient(session, place, d, draws) for place in shown for d in range(draws)]).mean(0)
     found: dict[int, tuple[float, float]] = {}
-    of = {place: number for number, place in enumerate(session.train_indices)}
     for done, place in enumerate(places):
-        cosines = []
-        for draw in range(draws):
-            _clear(session)
-            torch.manual_seed(seed_of(session.config.seed, "inspect", place, draw))  # adapter dropout
-            backward_batch(session, [Draw(-1 - draw, of[place])], 1)  # epochs below 0 are never trained
-            own = _gradient(session)
-            cosines.append((own @ toward / (own.norm() * length).clamp_min(1e-30)).item())
-        found[place] = mean_and_error(cosines)
+        own = [margin_gradient(session, place, d, draws) for d in range(draws)]
+        found[place] = mean_and_error([torch.cosine_similarity(g, toward, dim=0).item() for g in own])
         progress("comparing gradients with the held-out pairs", done + 1, len(places))
-    _clear(session)
     return found
 
 
-def held_out_gradient(session: Session, draws: int, max_pairs: int = 32) -> Tensor:
-    """The gradient of the held-out pairs' mean K_w - K_l, at fixed noise; [all trained weights]."""
-    _clear(session)
-    places = spread(session.held_out_indices, max_pairs)
+def margin_gradient(session: Session, place: int, draw: int, draws: int) -> Tensor:
+    """The gradient of a pair's K_w - K_l at one fixed timestep and noise; [all trained weights], on the device."""
     total = session.model.noise_scheduler.config.num_train_timesteps
-    for place in places:
-        for draw in range(draws):
-            randomness = fixed_randomness(session.pairs, place, draw, draws, total, session.config.seed)
-            batch = assemble(session.pairs, [place], [randomness], session.model, session.family, paired=True)
-            with session.autocast():
-                errors = pair_errors(session.model, session.family, batch, NEEDS)
-            session.accelerator.backward((errors["chosen_mse"] - errors["rejected_mse"]).sum() / (len(places) * draws))
-    return _gradient(session)
+    randomness = fixed_randomness(session.pairs, place, draw, draws, total, session.config.seed)
+    batch = assemble(session.pairs, [place], [randomness], session.model, session.family, paired=True)
+    with session.autocast():
+        errors = pair_errors(session.model, session.family, batch, NEEDS)
+    session.accelerator.backward((errors["chosen_mse"] - errors["rejected_mse"]).sum())
+    found = _gradient(session)
+    _clear(session)
+    return found
 
 
 def _gradient(session: Session) -> Tensor:
@@ -339,8 +329,8 @@ def explanation(session: Session, draws: int, influences: dict[int, Any], influe
     text = f"Margins: mean of K_l - K_w at {draws} fixed timesteps, the same noise for every step."
     if influences:
         text += (
-            f" Influence: cosine of the pair's gradient with the one that raises the margin of "
-            f"{min(32, len(session.held_out_indices))} held-out pairs, on the LoRA of step {step}, mean of "
+            f" Influence: cosine of the gradient of the pair's own margin with that of the margin of "
+            f"{min(MAX_HELD_OUT, len(session.held_out_indices))} held-out pairs, at step {step}, mean of "
             f"{influence_draws} noise draws, for the {len(influences)} training pairs that gained least; a first-order "
             "estimate."
         )

@@ -64,8 +64,8 @@ def test_a_mislabelled_pair_is_found(new_cartoon_run: Run) -> None:
     assert wrong.verdict in ("harmful", "resisted")
     assert found.pairs[0].index == WRONG  # the first to look at
     others = [p for p in found.pairs if p.index != WRONG]
-    assert sum(p.verdict == "learned" for p in others) >= 10
-    assert wrong.gain < 0 < sorted(p.gain for p in others)[len(others) // 2]
+    assert not any(p.verdict == "harmful" for p in others)
+    assert wrong.gain < sorted(p.gain for p in others)[len(others) // 2]
     assert wrong.influence == min(p.influence for p in found.pairs if p.influence is not None)
     assert all(len(p.margin) == len(p.accuracy) == 4 for p in found.pairs)
     assert {p.index for p in found.pairs if p.held_out} == {12, 13, 14, 15}
