@@ -157,6 +157,7 @@ def show_tab() -> Callable[[Any, str], None]:
 
     def show(page: Any, title: str) -> None:
         tabs = page.locator("#mapo-tabs")
+        tabs.get_by_role("tab").first.wait_for()  # a page that is loaded again has none at first
         tab = tabs.get_by_role("tab", name=title, exact=True)
         if not tab.first.is_visible():
             tabs.locator(".overflow-menu > button").first.click()
