@@ -79,10 +79,9 @@ def unpack_zip(
         with zipfile.ZipFile(archive) as opened:
             wanted = _wanted(archive, opened, limits)
             _make_room(archive, sum(i.file_size for i, _ in wanted), folder.parent)
-            left = limits.total_bytes
             for done, (info, relative) in enumerate(wanted):
                 progress(done, len(wanted))
-                left -= _unpack(archive, opened, info, draft.joinpath(*relative.parts), min(left, limits.file_bytes))
+                _unpack(opened, info, draft.joinpath(*relative.parts))
             progress(len(wanted), len(wanted))
         draft.rename(folder)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
@@ -213,7 +212,7 @@ def require_inside(pairs: Iterable[PreferencePair], roots: Sequence[Path]) -> No
 
 
 def _wanted(archive: Path, opened: zipfile.ZipFile, limits: ZipLimits) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files to unpack, checked by what the archive says of itself; sizes are checked again while reading."""
+    """The files to unpack, checked by what the archive says of itself."""
     wanted: dict[str, tuple[zipfile.ZipInfo, PurePosixPath]] = {}
     for info in opened.infolist():
         if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
@@ -238,17 +237,11 @@ def _wanted(archive: Path, opened: zipfile.ZipFile, limits: ZipLimits) -> list[t
     return files
 
 
-def _unpack(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, at_most: int) -> int:
-    """One file; its real size is counted, because an archive may lie about it."""
+def _unpack(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """One file; zipfile reads no more of it than the size that was checked, whatever the archive really holds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    size = 0
     with opened.open(info) as source, target.open("wb") as out:
-        while chunk := source.read(_CHUNK_BYTES):
-            size += len(chunk)
-            if size > at_most:
-                raise PairsError(f"{archive.name}: {info.filename} is larger than is unpacked here.")
-            out.write(chunk)
-    return size
+        shutil.copyfileobj(source, out, _CHUNK_BYTES)
 
 
 def _make_room(archive: Path, needed: int, folder: Path) -> None:
