@@ -151,8 +151,10 @@ def test_a_suggested_beta_goes_into_the_form(app: Any, open_page: Callable[..., 
     page.locator("#mismatch-use").wait_for()
     beta = float(field(page, "mismatch-beta").input_value())
     page.locator("#mismatch-use").click()
+    page.get_by_text("Advanced: every setting").click()
+    page.get_by_text("Method: mapo", exact=True).click()
     page.wait_for_function(
-        "beta => Number(document.querySelector('#set-method-mapo-beta input').value) === beta", arg=beta
+        "beta => Number(document.querySelector('#set-method-mapo-beta input')?.value) === beta", arg=beta
     )
     assert page.locator("#set-method-mapo-parametrisation input").first.input_value() == "paper"
 
