@@ -157,17 +157,3 @@ def test_a_suggested_beta_goes_into_the_form(app: Any, open_page: Callable[..., 
         "beta => Number(document.querySelector('#set-method-mapo-beta input')?.value) === beta", arg=beta
     )
     assert page.locator("#set-method-mapo-parametrisation input").first.input_value() == "paper"
-
-
-@pytest.mark.slow
-def test_a_sweep_is_trained_and_ranked(app: Any, open_page: Callable[..., Any], show_tab: Any) -> None:
-    page = open_page(app.url)
-    show_tab(page, "Evaluate")
-    page.get_by_role("tab", name="Sweep").click()
-    field(page, "sweep-grid").fill("optimizer.learning_rate=1e-4,3e-3")
-    field(page, "sweep-steps").fill("4")
-    page.locator("#sweep-go").click()
-    page.locator("#sweep-table").get_by_text("learning_rate=1e-4").wait_for(timeout=280_000)
-    text = page.locator("#sweep-table").inner_text()
-    assert "learning_rate=3e-3" in text
-    assert "One seed each" in text
