@@ -38,12 +38,18 @@ def accumulate(session: Session, group: list[Draw], buckets: list[tuple[int, int
     config, accelerator = session.config, session.accelerator
     torch.manual_seed(seed_of(config.seed, "step", session.step, accelerator.process_index))  # adapter dropout
     share = len(group) // accelerator.num_processes
-    own = group[accelerator.process_index * share : (accelerator.process_index + 1) * share]
+    own = shares(group, accelerator.num_processes)[accelerator.process_index]
     sums: dict[str, Tensor] = {}
     for draws in batches(own, buckets, config.training.train_batch_size):
         for name, total in backward_batch(session, draws, share).items():
             sums[name] = sums[name] + total if name in sums else total
     return sums
+
+
+def shares(group: list[Draw], processes: int) -> list[list[Draw]]:
+    """The pairs of a step by process: every pair once, as many for each."""
+    share = len(group) // processes
+    return [group[k * share : (k + 1) * share] for k in range(processes)]
 
 
 def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str, Tensor]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from .buckets import Fit, Size, bucket_sizes, fit, nearest_bucket
+from .buckets import Size, bucket_sizes
+from .cache_space import bytes_of, check_space
 from .disk_cache import DiskCache
-from .families.base import ImageGeometry
-from .masks import MaskCache, MaskSource, mask_source
-from .pairs.images import image_size, prepare_image
-from .pairs.scores import normalised_scores
+from .masks import MaskCache
+from .pair_plan import ImageEntry, Images, PairEntry, PairPlan, digest_of
+from .pairs.images import prepare_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -32,49 +33,24 @@ Progress = "Callable[[str, int, int], None]"  # what is done, how many are, of h
 
 _CHUNK_PIXELS = 512 * 512  # images encoded together have at most about this many pixels
 _SHARD_ENTRIES = 64
+_PART = 4096  # prompts or images that are looked up together
 
+Item = TypeVar("Item")
+Work = dict[str, tuple[ImageEntry, Size, bool]]  # key -> image, bucket, whether mirrored
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """Where one image's latents are, and what the model is told about its size."""
-
-    path: Path
-    fit: Fit
-    geometry: ImageGeometry
-    key: str
-    flipped_key: str | None
-    mask: MaskSource | None = None
-
-
-@dataclass(frozen=True)
-class PairEntry:
-    """A pair, ready to be read from the cache."""
-
-    bucket: Size
-    chosen: ImageEntry
-    rejected: ImageEntry
-    prompt: str
-    rejected_prompt: str
-    weight: float
-    base_prompt: str | None = None
-    scores: tuple[float, float] | None = None  # of chosen and rejected, min-max normalised over the set
+__all__ = ["EncodedPairs", "ImageEntry", "PairEntry", "PromptCache", "encode_pairs", "pair_buckets"]
 
 
 class EncodedPairs:
     """The pair set behind its cache.
 
     Attributes:
-        entries: one per pair, in the order of the pair set.
+        entries: one per pair, in the order of the pair set; made when asked for.
         latent_scale: pixels per latent.
     """
 
     def __init__(
-        self,
-        entries: Sequence[PairEntry],
-        latents: DiskCache,
-        prompts: PromptCache,
-        latent_scale: int,
-        masks: MaskCache,
+        self, entries: PairPlan, latents: DiskCache, prompts: PromptCache, latent_scale: int, masks: MaskCache
     ) -> None:
         self.entries = entries
         self.latent_scale = latent_scale
@@ -85,11 +61,15 @@ class EncodedPairs:
     @property
     def buckets(self) -> list[Size]:
         """The (width, height) of every pair, pixels."""
-        return [e.bucket for e in self.entries]
+        return [self.entries.bucket(i) for i in range(len(self.entries))]
+
+    def bucket(self, index: int) -> Size:
+        """The (width, height) of a pair, pixels."""
+        return self.entries.bucket(index)
 
     def latent_shape(self, index: int) -> tuple[int, int, int]:
         """Shape of a pair's latents, (4, h, w)."""
-        width, height = self.entries[index].bucket
+        width, height = self.entries.bucket(index)
         return (4, height // self.latent_scale, width // self.latent_scale)
 
     def latents(self, image: ImageEntry, latent_noise: Tensor, flip: bool = False) -> Tensor:
@@ -102,6 +82,10 @@ class EncodedPairs:
     def mask(self, image: ImageEntry, flip: bool = False) -> Tensor | None:
         """How much each place of the image counts, [1, h, w] float32 in 0-1; None: all alike."""
         return None if image.mask is None else self._masks.get(image.mask, flip)
+
+    def shards_used(self) -> dict[str, list[str]]:
+        """Names of the cache's files that this set needs, by kind."""
+        return {"latents": self._latents.shards_used(), "prompts": self._prompts.shards_used()}
 
     def prompt(self, prompt: str) -> dict[str, Tensor]:
         """The embeddings of a prompt of the set, or of the empty one."""
@@ -133,26 +117,46 @@ class PromptCache:
         return {name: tensor.float() for name, tensor in self._cache.get(self._key(prompt)).items()}
 
     def encode(self, model: DiffusionModel, family: Family, prompts: Iterable[str], progress: Callable) -> None:
-        """Store what is missing."""
+        """Store what is missing.
+
+        Args:
+            model: with its text encoders.
+            family: of the model.
+            prompts: may be gone through several times, and need not fit into memory.
+            progress: as of `encode_pairs`.
+        """
         from .adapter import encode_prompts  # peft; reading a plan of pairs does not need it
         from .new_tokens import class_prompt
 
-        by_key = {self._key(p): class_prompt(p, self._new_tokens) for p in prompts}
-        missing = self._cache.missing(by_key)
-        for start in range(0, len(missing), _SHARD_ENTRIES):
-            progress("encoding prompts", start, len(missing))
-            part = missing[start : start + _SHARD_ENTRIES]
-            embeds = encode_prompts(model, family, [by_key[k] for k in part], base=True)
-            self._cache.put(
-                {k: {n: t.to(self._dtype) for n, t in e.items()} for k, e in zip(part, embeds, strict=True)}
-            )
-        if missing:
-            progress("encoding prompts", len(missing), len(missing))
+        seen: set[int] = set()
+        missing: set[int] = set()
+        fresh = (p for p in prompts if not (_short_hash(p) in seen or seen.add(_short_hash(p))))
+        for part in _parts(fresh, _PART):
+            by_key = {self._key(p): p for p in part}
+            missing.update(_short_hash(by_key[key]) for key in self._cache.missing(by_key))
+        done, total = 0, len(missing)
+        for part in _parts((p for p in prompts if _short_hash(p) in missing), _SHARD_ENTRIES):
+            wanted = list(dict.fromkeys(part))
+            progress("encoding prompts", done, total)
+            embeds = encode_prompts(model, family, [class_prompt(p, self._new_tokens) for p in wanted], base=True)
+            stored = ({n: t.to(self._dtype) for n, t in e.items()} for e in embeds)
+            ready = dict(zip(map(self._key, wanted), stored, strict=True))
+            if done == 0:
+                check_space(self._cache.folder, total * bytes_of(ready) // len(ready), "prompts")
+            self._cache.put(ready)
+            done += len(wanted)
+            missing.difference_update(map(_short_hash, wanted))
+        if total:
+            progress("encoding prompts", total, total)
+
+    def shards_used(self) -> list[str]:
+        """Names of the files with prompts that were looked up or written."""
+        return self._cache.shards_used()
 
     def _key(self, prompt: str) -> str:
         from .new_tokens import class_prompt
 
-        return _digest("prompt", self._prefix, class_prompt(prompt, self._new_tokens))
+        return digest_of("prompt", self._prefix, class_prompt(prompt, self._new_tokens))
 
 
 def encode_pairs(
@@ -177,17 +181,32 @@ def encode_pairs(
         progress: called with what is encoded, how many are done and how many there are.
     """
     fingerprint = f"{model.fingerprint}/{json.dumps(model.extras, sort_keys=True, default=str)}"
-    prompts = PromptCache(DiskCache(folder / "prompts"), fingerprint, config.cache.precision, config.adapter.new_tokens)
-    wanted = [p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None]
-    prompts.encode(model, family, ["", *wanted, *extra_prompts], progress)
+    about = {"model": config.model.path, "family": family.name, "precision": config.cache.precision}
+    kept = DiskCache(folder / "prompts", about)
+    prompts = PromptCache(kept, fingerprint, config.cache.precision, config.adapter.new_tokens)
+    prompts.encode(model, family, PromptsOf(pairs, ("", *extra_prompts)), progress)
 
     sizes = pair_buckets(config, model.resolution, model.latent_scale)
-    entries = plan_pairs(pairs, config, sizes, model.fingerprint, progress, model.latent_scale)
-    latents = DiskCache(folder / "latents")
+    entries = PairPlan(pairs, Images(pairs, progress), config, sizes, model.fingerprint, model.latent_scale)
+    latents = DiskCache(folder / "latents", about)
     _encode_images(model, family, entries, latents, config, progress)
     masks = MaskCache(DiskCache(folder / "masks"), config.loss.mask_floor)
-    masks.prepare(((i.mask, i.fit, e.bucket) for e in entries for i in (e.chosen, e.rejected)), model.latent_scale)
+    if entries.masked:
+        masks.prepare(((i.mask, i.fit, e.bucket) for e in entries for i in (e.chosen, e.rejected)), model.latent_scale)
     return EncodedPairs(entries, latents, prompts, model.latent_scale, masks), prompts
+
+
+class PromptsOf:
+    """The prompts of a set and some more, as often as they are gone through."""
+
+    def __init__(self, pairs: Iterable[PreferencePair], extra: Sequence[str]) -> None:
+        self._pairs = pairs
+        self._extra = extra
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._extra
+        for pair in self._pairs:
+            yield from (p for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None)
 
 
 def pair_buckets(config: TrainConfig, native_resolution: int, latent_scale: int = 8) -> tuple[Size, ...]:
@@ -200,105 +219,98 @@ def pair_buckets(config: TrainConfig, native_resolution: int, latent_scale: int 
     return bucket_sizes(resolution, step, config.data.max_aspect)
 
 
-def plan_pairs(
-    pairs: Sequence[PreferencePair],
-    config: TrainConfig,
-    sizes: tuple[Size, ...],
-    fingerprint: str,
-    progress: Callable[[str, int, int], None],
-    latent_scale: int = 8,
-) -> list[PairEntry]:
-    """Decide bucket, crop and cache key of every image; reads files, encodes nothing."""
-    paths = list(dict.fromkeys(path for pair in pairs for path in (pair.chosen, pair.rejected)))
-    hashes: dict[Path, str] = {}
-    with ThreadPoolExecutor(4) as pool:
-        for i, (path, digest) in enumerate(zip(paths, pool.map(_file_hash, paths), strict=True)):
-            hashes[path] = digest
-            if i % 100 == 0:
-                progress("reading images", i, len(paths))
-    originals = {path: image_size(path) for path in paths}
-
-    def entry(path: Path, bucket: Size, mask: Path | None) -> ImageEntry:
-        how = fit(originals[path], bucket)
-        width, height = originals[path]
-        geometry = ImageGeometry((height, width), (how.top, how.left), (bucket[1], bucket[0]))
-        base = ("image", hashes[path], bucket, asdict(how), fingerprint, config.cache.precision)
-        flipped = _digest(*base, "flipped") if config.data.flip else None
-        source = mask_source(mask, path, config.loss.mask, originals[path], how, bucket, latent_scale)
-        return ImageEntry(path, how, geometry, _digest(*base), flipped, source)
-
-    scores = normalised_scores(pairs)
-    entries: list[PairEntry] = []
-    for number, pair in enumerate(pairs):
-        bucket = nearest_bucket(originals[pair.chosen], sizes)
-        rejected_prompt = pair.prompt if pair.rejected_prompt is None else pair.rejected_prompt
-        chosen = entry(pair.chosen, bucket, pair.chosen_mask)
-        rejected = entry(pair.rejected, bucket, pair.rejected_mask)
-        entries.append(
-            PairEntry(
-                bucket,
-                chosen,
-                rejected,
-                pair.prompt,
-                rejected_prompt,
-                pair.weight,
-                pair.base_prompt,
-                scores[number] if scores else None,
-            )
-        )
-    return entries
-
-
 def _encode_images(
     model: DiffusionModel,
     family: Family,
-    entries: Sequence[PairEntry],
+    entries: PairPlan,
     cache: DiskCache,
     config: TrainConfig,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    work: dict[str, tuple[ImageEntry, Size, bool]] = {}
-    for pair in entries:
-        for image in (pair.chosen, pair.rejected):
-            work[image.key] = (image, pair.bucket, False)
-            if image.flipped_key is not None:
-                work[image.flipped_key] = (image, pair.bucket, True)
-    missing = cache.missing(work)
-    by_bucket: dict[Size, list[str]] = defaultdict(list)
-    for key in missing:
-        by_bucket[work[key][1]].append(key)
+    """Encode what is missing, some thousand images at a time, those of a bucket together."""
+    codes, total, pixels = _missing_images(entries, cache)
     dtype = torch.bfloat16 if config.cache.precision == "bf16" else torch.float32
-    ready: dict[str, dict[str, Tensor]] = {}
+    values = 2 * 4 / model.latent_scale**2  # mean and spread of four channels, per pixel
+    check_space(cache.folder, int(pixels * values * dtype.itemsize), "images")
     done = 0
     with ThreadPoolExecutor(4) as pool:
-        for bucket, keys in by_bucket.items():
-            size = max(1, min(32, _CHUNK_PIXELS // (bucket[0] * bucket[1])))
-            chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
-            following = _read(pool, chunks[0], work)
-            for i, chunk in enumerate(chunks):
-                pixels = torch.stack([torch.from_numpy(f.result().copy()) for f in following])
-                following = _read(pool, chunks[i + 1], work) if i + 1 < len(chunks) else []
-                x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # [B, 3, H, W], pixels [-1, 1]
-                mean, std = family.encode_images(model, x)
-                for k, m, s in zip(chunk, mean.to("cpu", dtype), std.to("cpu", dtype), strict=True):
-                    ready[k] = {"mean": m, "std": s}
-                done += len(chunk)
-                if len(ready) >= _SHARD_ENTRIES:
-                    cache.put(ready)
-                    ready = {}
-                progress("encoding images", done, len(missing))
+        for start in range(0, len(codes), _PART):
+            work = _work_of(entries, codes[start : start + _PART])
+            work = {key: work[key] for key in cache.missing(work)}
+
+            def tell(count: int, before: int = done) -> None:
+                progress("encoding images", before + count, total)
+
+            _encode_part(model, family, work, cache, dtype, pool, tell)
+            done += len(work)
+
+
+def _work_of(entries: PairPlan, codes: Iterable[int]) -> Work:
+    """The images with these numbers by their keys, each mirrored too if the set is."""
+    work: Work = {}
+    for code in codes:
+        image, bucket = entries.image(code)
+        work[image.key] = (image, bucket, False)
+        if image.flipped_key is not None:
+            work[image.flipped_key] = (image, bucket, True)
+    return work
+
+
+def _missing_images(entries: PairPlan, cache: DiskCache) -> tuple[array[int], int, int]:
+    """Numbers of the images that are not in the cache whole; how many entries they lack, and of how many pixels."""
+    codes, lacking, pixels = array("q"), 0, 0
+    for part in _parts(entries.images_by_bucket().tolist(), _PART):
+        of_key = {key: code for code in part for key in _work_of(entries, [code])}
+        missing = cache.missing(of_key)
+        codes.extend(dict.fromkeys(of_key[key] for key in missing))
+        lacking += len(missing)
+        pixels += sum(w * h for w, h in (entries.image(of_key[key])[1] for key in missing))
+    return codes, lacking, pixels
+
+
+def _encode_part(
+    model: DiffusionModel,
+    family: Family,
+    work: Work,
+    cache: DiskCache,
+    dtype: torch.dtype,
+    pool: ThreadPoolExecutor,
+    tell: Callable[[int], None],
+) -> None:
+    by_bucket: dict[Size, list[str]] = defaultdict(list)
+    for key, (_, bucket, _) in work.items():
+        by_bucket[bucket].append(key)
+    ready: dict[str, dict[str, Tensor]] = {}
+    done = 0
+    for bucket, keys in by_bucket.items():
+        size = max(1, min(32, _CHUNK_PIXELS // (bucket[0] * bucket[1])))
+        chunks = [keys[i : i + size] for i in range(0, len(keys), size)]
+        following = _read(pool, chunks[0], work)
+        for i, chunk in enumerate(chunks):
+            pixels = torch.stack([torch.from_numpy(f.result().copy()) for f in following])
+            following = _read(pool, chunks[i + 1], work) if i + 1 < len(chunks) else []
+            x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # [B, 3, H, W], pixels [-1, 1]
+            mean, std = family.encode_images(model, x)
+            for k, m, s in zip(chunk, mean.to("cpu", dtype), std.to("cpu", dtype), strict=True):
+                ready[k] = {"mean": m, "std": s}
+            done += len(chunk)
+            if len(ready) >= _SHARD_ENTRIES:
+                cache.put(ready)
+                ready = {}
+            tell(done)
     cache.put(ready)
 
 
-def _read(pool: ThreadPoolExecutor, keys: Sequence[str], work: dict[str, tuple[ImageEntry, Size, bool]]) -> list:
+def _read(pool: ThreadPoolExecutor, keys: Sequence[str], work: Work) -> list:
     """Start decoding images while the device is busy with those before."""
     return [pool.submit(prepare_image, w[0].path, w[0].fit, w[1], w[2]) for w in (work[k] for k in keys)]
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    waiting = iter(items)
+    while part := list(islice(waiting, size)):
+        yield part
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+def _short_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())

@@ -29,6 +29,10 @@ def run_child(run: RunDir, lifetime: str) -> int:
     or torchrun only the first process writes events and answers requests.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if "RANK" not in os.environ and (processes := _training(run, "processes") or 1) > 1:
+        from .processes import launch
+
+        return launch(run, processes, lifetime)
     if int(os.environ.get("RANK", "0")) > 0:
         from .trainer import train
 
@@ -46,15 +50,16 @@ def run_child(run: RunDir, lifetime: str) -> int:
             RequestWatcher(run, on_stop_seen=lambda: events.emit("phase", phase="stopping")) as watcher,
         ):
             kind = "run_resumed" if began_before else "run_started"
-            events.emit(kind, checkpoint_step(newest) if newest else 0, steps=_steps(run))
+            events.emit(kind, checkpoint_step(newest) if newest else 0, steps=_training(run, "steps"))
             threading.Thread(target=_when_orphaned, args=(parent_gone, watcher), daemon=True).start()
             return _train(run, events, watcher)
 
 
-def _steps(run: RunDir) -> int | None:
-    """How long the run is to be, if its config can be read; what is wrong with it is said later."""
+def _training(run: RunDir, field: str) -> int | None:
+    """A number of the training settings, if they can be read; what is wrong with them is said later."""
     try:
-        return json.loads(run.config.read_text(encoding="utf-8"))["training"]["steps"]
+        found = json.loads(run.config.read_text(encoding="utf-8"))["training"][field]
+        return found if isinstance(found, int) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

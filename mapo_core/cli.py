@@ -387,6 +387,7 @@ def train_and_show(run: RunDir, lifetime: Lifetime) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from .cli_cache import add_cache
     from .cli_inspect import add_inspection
     from .cli_measures import add_measures
     from .cli_pairs import add_pair_makers
@@ -477,6 +478,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="seed of the first picture (default: the run's)")
 
     add_inspection(add)
+    add_cache(add)
     add_measures(add)
     add_queue(add)
     add("ui", None, "The trainer in your browser, on this machine: pairs, training, results.", "mapo ui --port 8000")

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import PairsError
+from .large_split import split_large
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
 
     from .pairs import PreferencePair
+
+LARGE = 50_000  # of larger sets the names of the images are not held in memory at once
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,14 @@ def batches(group: Sequence[Draw], buckets: Sequence[Hashable], batch_size: int)
     return [d[i : i + batch_size] for d in members.values() for i in range(0, len(d), batch_size)]
 
 
-def divide_pairs(pairs: Sequence[PreferencePair], share: float, seed: int) -> tuple[list[int], list[int]]:
+def divide_pairs(pairs: Sequence[PreferencePair], share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of the pairs to train on and of those to hold out: as the pairs say, and the rest as the share says.
 
     Raises:
         PairsError: every pair is marked as held out.
     """
+    if len(pairs) > LARGE:
+        return split_large(pairs, share, seed)
     known = [(str(p.chosen), p.held_out) for p in pairs]  # one way through: a long list is read from disk
     return split_held_out([image for image, _ in known], share, seed, marks=[mark for _, mark in known])
 

@@ -141,7 +141,7 @@ def compare_run(
         RunError: there is no such checkpoint.
     """
     from .comparisons import write_index
-    from .pairs import read_pairs
+    from .pairs import open_pairs
     from .sampling import contact_sheet, sample_images, save_image, save_pictures
     from .session import validation_prompts
 
@@ -149,7 +149,7 @@ def compare_run(
     trained = open_trained(run, checkpoint_step(paths[0]))
     config, model, family = trained.config, trained.model, trained.family
     settings = config.validation
-    texts = list(prompts or validation_prompts(config, read_pairs(run.pairs)))
+    texts = list(prompts or validation_prompts(config, open_pairs(run.pairs)))
     side = config.data.resolution or model.resolution
     first = settings.seed if seed is None else seed
     total = len(texts) * (1 + len(paths) * len(strengths))
@@ -221,9 +221,9 @@ def run_metadata(
 
     from . import __version__
     from .export import lora_metadata
-    from .pairs import pairs_hash, read_pairs
+    from .pairs import open_pairs, pairs_hash
 
-    pairs = read_pairs(run.pairs)
+    pairs = open_pairs(run.pairs)
     held, base = state.get("held_out"), state.get("held_out_base")
     measures = {**held, "accuracy_base": base["accuracy"], "margin_base": base["margin"]} if held and base else None
     picture = run.samples / f"step_{step:08d}" / "00.png"

@@ -308,6 +308,10 @@ class TrainingConfig(Settings):
     """Let torch choose the precision of every operation of a step (norms in float32), or compute all of it in
     `precision`, which copies less and keeps less. None: on for fp16, and for adapters other than plain LoRAs of linear
     layers; off for bf16 otherwise. Turn it on if the loss of a bf16 run is not finite. Without effect in fp32."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """How many processes train on this machine, one per GPU; pairs per step are train_batch_size x
+    gradient_accumulation_steps x this. For several machines leave it at 1 and use `accelerate launch`
+    (docs/multi_gpu.md)."""
 
 
 class LossConfig(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from . import checkpoints
 from .adapter import add_lora, learning_rates
 from .cache import EncodedPairs, PromptCache, encode_pairs
+from .cache_files import note_use
 from .class_images import class_pairs
 from .config import TrainConfig, load_config
 from .continuation import START, same_optimizer, start_of
@@ -29,15 +31,16 @@ from .methods import DreamBoothConfig
 from .new_tokens import require_in_prompts
 from .noising import seed_of
 from .optimizers import build_optimizer, build_schedule, has_own_average, learning_rate_warning
-from .pairs import read_pairs
+from .pairs import open_pairs
 from .pairs.scores import require_scores
 from .parameters import ParameterGroup, flat
+from .processes import WAIT, agree
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .sections import GuardConfig
 from .state import begin_from, build_average, put_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -59,12 +62,12 @@ class Session:
     model: DiffusionModel
     family: Family
     loss: Loss
-    source_pairs: list[PreferencePair]
+    source_pairs: Sequence[PreferencePair]
     pairs: EncodedPairs
     prompts: PromptCache
     class_images: EncodedPairs | None  # for methods that show some beside the pairs
-    train_indices: list[int]
-    held_out_indices: list[int]
+    train_indices: Sequence[int]
+    held_out_indices: Sequence[int]
     groups: list[ParameterGroup]
     parameters: list[nn.Parameter]  # of all groups, in their order
     optimizer: Any
@@ -123,7 +126,10 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     """Load the model, encode the pairs, add the LoRA, and go back to the newest checkpoint if there is one."""
 
     def phase(name: str, done: int | None = None, total: int | None = None) -> None:
-        if watcher is not None and watcher.stop_requested.is_set():
+        # Of several processes only the main one knows of a stop; it tells the others in `main_first`, so that none
+        # waits for it in vain.
+        alone = accelerator.num_processes == 1 or total is not None
+        if alone and watcher is not None and watcher.stop_requested.is_set():
             raise StoppedEarlyError
         if events is not None:
             events.emit("phase", None, phase=name, **({} if total is None else {"done": done, "total": total}))
@@ -133,7 +139,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     accelerator = build_accelerator(config)
     precision = choose_precision(config.training.precision, accelerator.device)
     phase("reading the pairs")
-    pairs = read_pairs(run.pairs)
+    pairs = open_pairs(run.pairs)
     if not pairs:
         raise PairsError(f"{run.pairs} holds no pair. Build a pair set first: mapo pairs --help.")
     require_in_prompts(config.adapter, (p.prompt for p in pairs))
@@ -145,23 +151,23 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     phase("loading the model")
     model = family.load(config.model, device=accelerator.device, dtype=DTYPES[precision])
     report = throttled(phase)
-    wanted = validation_prompts(config, pairs)
+    split = divide_pairs(pairs, config.data.held_out, config.seed)
+    wanted = validation_prompts(config, pairs, split[1])
     start = start_lora(run, config, accelerator)
     groups: list[ParameterGroup] = []
     if start is not None:  # it is part of the reference, whose prompts are encoded here
         groups = add_lora(model, family, config.adapter, config.seed, start)
-    with accelerator.main_process_first():
-        encoded, prompts = encode_pairs(
-            model,
-            family,
-            pairs,
-            config,
-            mapo_home() / "cache",
-            extra_prompts=[*wanted, config.validation.negative_prompt],
-            progress=report,
-        )
-        require_transparency(config, encoded)
-        class_images = encode_class(model, family, config, precision, accelerator, report)
+
+    def encode() -> tuple[EncodedPairs, PromptCache, EncodedPairs | None]:
+        extra = [*wanted, config.validation.negative_prompt]
+        folder = mapo_home() / "cache"
+        found, prompts = encode_pairs(model, family, pairs, config, folder, extra_prompts=extra, progress=report)
+        require_transparency(config, found)
+        return found, prompts, encode_class(model, family, config, precision, accelerator, report)
+
+    encoded, prompts, class_images = main_first(accelerator, encode)
+    if accelerator.is_main_process:
+        note_use(run, shards_used(encoded, class_images))
     if len(learning_rates(model, config.adapter)) == 1 and not config.adapter.new_tokens:
         model.text_encoders = []  # every prompt is encoded; the VAE waits on the CPU for the validation pictures
     assert model.vae is not None
@@ -182,7 +188,6 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     if has_own_average(optimizer):
         optimizer.train()
     schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
-    split = divide_pairs(pairs, config.data.held_out, config.seed)
     session = Session(
         run=run,
         config=config,
@@ -284,13 +289,48 @@ def encode_class(
     return encoded
 
 
+Encoded = tuple[EncodedPairs, PromptCache, EncodedPairs | None]
+
+
+def main_first(accelerator: Accelerator, encode: Callable[[], Encoded]) -> Encoded:
+    """Encode in the main process while the others wait; these then find everything in the cache.
+
+    Raises:
+        StoppedEarlyError: in every process, if the main one was asked to stop.
+    """
+    found, stopped = None, False
+    if accelerator.is_main_process:
+        try:
+            found = encode()
+        except StoppedEarlyError:
+            stopped = True
+    if agree(accelerator, stopped):
+        raise StoppedEarlyError
+    return encode() if found is None else found
+
+
+def shards_used(*sets: EncodedPairs | None) -> dict[str, list[str]]:
+    """Names of the cache's files that pair sets need, by kind."""
+    used: dict[str, set[str]] = {}
+    for one in sets:
+        for kind, names in one.shards_used().items() if one is not None else ():
+            used.setdefault(kind, set()).update(names)
+    return {kind: sorted(names) for kind, names in used.items()}
+
+
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """accelerate's view of the device and the processes."""
     device = preferred_device(config.training.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[choose_precision(config.training.precision, device)]
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError(
+            "DeepSpeed and FSDP are not supported: the model is whole in every process. Launch with "
+            "docs/accelerate/ddp.yaml (docs/multi_gpu.md)."
+        )
+    patience = InitProcessGroupKwargs(timeout=WAIT)
+    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[patience])
 
 
 def restore(session: Session) -> None:
@@ -312,12 +352,26 @@ def restore(session: Session) -> None:
         begin_from(session, checkpoints.load_checkpoint(start), same_optimizer(session.config, start))
 
 
-def validation_prompts(config: TrainConfig, pairs: list[PreferencePair]) -> list[str]:
-    """The prompts of the validation pictures: those of the settings, or four of the held-out pairs."""
+def validation_prompts(
+    config: TrainConfig, pairs: Sequence[PreferencePair], held: Sequence[int] | None = None
+) -> list[str]:
+    """The prompts of the validation pictures: those of the settings, or the first four of the held-out pairs.
+
+    Args:
+        config: of the run.
+        pairs: its set.
+        held: the held-out pairs, where they are known.
+    """
     if config.validation.prompts:
         return list(config.validation.prompts)
-    _, held = divide_pairs(pairs, config.data.held_out, config.seed)
-    return list(dict.fromkeys(pairs[i].prompt for i in (held or range(len(pairs)))))[:4]
+    if held is None:
+        held = divide_pairs(pairs, config.data.held_out, config.seed)[1]
+    found: dict[str, None] = {}
+    for index in held or range(len(pairs)):
+        found[pairs[index].prompt] = None
+        if len(found) == 4:
+            break
+    return list(found)
 
 
 def throttled(report: Callable[..., None], interval_s: float = 0.5) -> Callable[[str, int, int], None]:

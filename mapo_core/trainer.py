@@ -13,6 +13,7 @@ from .data_order import Draw, step_groups
 from .errors import TrainingError
 from .guarding import check
 from .optimizers import learning_rate_in_use
+from .processes import agree
 from .session import Session, StoppedEarlyError, prepare
 from .validation import draw_samples, export, save_state
 
@@ -62,7 +63,7 @@ def loop(session: Session) -> None:
         * config.training.gradient_accumulation_steps
         * session.accelerator.num_processes
     )
-    buckets = [session.pairs.entries[i].bucket for i in session.train_indices]
+    buckets = [session.pairs.bucket(i) for i in session.train_indices]
     groups = step_groups(buckets, group_size, config.seed, skip=session.step)
     every = config.validation
     clock = Clock(session.step)
@@ -70,7 +71,7 @@ def loop(session: Session) -> None:
     while session.step < config.training.steps:
         if answer_requests(session):
             clock = Clock(session.step)  # a pause says nothing of the pace
-        if session.wants_stop and session.step == 0 and session.accelerator.num_processes == 1:
+        if session.step == 0 and agree(session.accelerator, session.wants_stop):
             return
         session.step += 1
         values = train_step(session, next(groups), buckets)

@@ -77,7 +77,7 @@ def draw_samples(session: Session) -> None:
     if not session.accelerator.is_main_process:
         return
     config = session.config.validation
-    prompts = validation_prompts(session.config, session.source_pairs)
+    prompts = validation_prompts(session.config, session.source_pairs, session.held_out_indices)
     resolution = session.config.data.resolution or session.model.resolution
     session.emit("phase", phase="drawing samples", done=0, total=len(prompts))
     report = throttled(lambda what, done, total: session.emit("phase", phase=what, done=done, total=total))

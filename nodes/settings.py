@@ -24,6 +24,7 @@ MEMORY = (
     "training.device",
     "memory.split_pairs",
     "training.autocast",
+    "training.processes",
 )
 HOMES = {*TRAINING, *(text.rpartition("=")[2] for text in MEMORY)}
 

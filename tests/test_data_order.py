@@ -6,11 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from mapo_core.data_order import Draw, batches, split_held_out, step_groups
+from mapo_core import data_order, large_split
+from mapo_core.data_order import Draw, batches, divide_pairs, split_held_out, step_groups
 from mapo_core.errors import PairsError
+from mapo_core.pairs import PreferencePair
 
 
 def draws(buckets: list, group: int, count: int, seed: int = 0, skip: int = 0) -> list:
@@ -131,3 +134,28 @@ def test_a_mark_takes_the_pairs_of_the_same_image_with_it() -> None:
 def test_something_is_left_to_train_on() -> None:
     with pytest.raises(PairsError, match="Take the mark off"):
         split_held_out(list("ab"), 0.1, 0, marks=[True, True])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_set_is_split_as_a_small_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    marks = [None] if seed < 4 else [None] * 8 + [True, False]
+    pairs = [
+        PreferencePair(
+            prompt="", chosen=Path(f"/ü{rng.randint(0, 150)}"), rejected=Path("/r"), held_out=rng.choice(marks)
+        )
+        for _ in range(rng.choice([5, 300]))
+    ]
+    share = rng.choice([0.01, 0.1, 0.5, 0.0])
+    small = divide_pairs(pairs, share, seed)
+    monkeypatch.setattr(data_order, "LARGE", 0)
+    monkeypatch.setattr(large_split, "_SORTED_AT_A_TIME", 40)
+    assert tuple(map(list, divide_pairs(pairs, share, seed))) == tuple(map(list, small))
+
+
+def test_a_large_set_that_cannot_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_order, "LARGE", 0)
+    one = PreferencePair(prompt="", chosen=Path("/c"), rejected=Path("/r"))
+    assert tuple(map(list, divide_pairs([one] * 9, 0.5, 0))) == (list(range(9)), [])
+    with pytest.raises(PairsError, match="Every pair"):
+        divide_pairs([one.model_copy(update={"held_out": True})] * 9, 0.5, 0)

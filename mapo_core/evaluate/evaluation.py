@@ -22,7 +22,7 @@ from ..data_order import divide_pairs
 from ..devices import choose_precision
 from ..errors import MissingWeightsError
 from ..noising import seed_of
-from ..pairs import image_size, prepare_image, read_pairs
+from ..pairs import image_size, open_pairs, prepare_image
 from ..reopen import TrainedModel, open_trained
 from ..runs import mapo_home, nulls_for_nonfinite, write_atomic
 from ..sampling import contact_sheet, sample_images, save_image
@@ -96,7 +96,7 @@ def evaluate_run(
     """
     settings = settings or EvaluationSettings()
     started = time.monotonic()
-    pairs = read_pairs(run.pairs)
+    pairs = open_pairs(run.pairs)
     from ..config import load_config
 
     config = load_config(run.config)
@@ -245,8 +245,8 @@ def _prompts(
 
 def _held_out(
     trained: TrainedModel,
-    pairs: list[PreferencePair],
-    held: list[int],
+    pairs: Sequence[PreferencePair],
+    held: Sequence[int],
     progress: Callable[[int, int], None],
     phase: Callable[[str], None],
 ) -> HeldOutComparison | None:

@@ -121,7 +121,7 @@ def held_out_errors(
     total = model.noise_scheduler.config.num_train_timesteps
     by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for index in indices:
-        by_bucket.setdefault(pairs.entries[index].bucket, []).extend((index, draw) for draw in range(draws))
+        by_bucket.setdefault(pairs.bucket(index), []).extend((index, draw) for draw in range(draws))
     chunks = [w[i : i + batch_size] for w in by_bucket.values() for i in range(0, len(w), batch_size)]
     was_training = model.unet.training
     model.unet.eval()

@@ -8,6 +8,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from .findings import Finding
 
+_HASHES = 50_000  # of images that are remembered
 _PROBLEMS = 1000  # wrong lines that are told one by one
 
 IMAGE_FIELDS = ("chosen", "rejected", "chosen_mask", "rejected_mask")
@@ -199,27 +201,32 @@ def pairs_hash(pairs: Sequence[PreferencePair]) -> str:
         PairsError: an image is missing or cannot be read.
     """
     digest = hashlib.sha256()
-    known: dict[Path, str] = {}
+    hash_of = lru_cache(_HASHES)(_file_hash)
     for number, pair in enumerate(pairs, start=1):
         record: dict[str, Any] = pair.model_dump(mode="json", exclude={*IMAGE_FIELDS, "source", "held_out"})
         for name in IMAGE_FIELDS:
             path = getattr(pair, name)
-            if path is not None and path not in known:
-                known[path] = _file_hash(path, number, name)
-            record[name] = None if path is None else known[path]
+            if path is None:
+                record[name] = None
+                continue
+            try:
+                record[name] = hash_of(path)
+            except OSError as error:
+                raise _unreadable(error, path, number, name) from error
         digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _file_hash(path: Path, number: int, name: str) -> str:
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unreadable(error: OSError, path: Path, number: int, name: str) -> PairsError:
     role = name.replace("_", " ") + ("" if name.endswith("mask") else " image")
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise PairsError(f"Pair {number}: {role} is missing: {path}. Fix the folder and scan again.") from None
-    except OSError as error:
-        raise PairsError(f"Pair {number}: {role} cannot be read: {path}: {error.strerror}.") from error
+    if isinstance(error, FileNotFoundError):
+        return PairsError(f"Pair {number}: {role} is missing: {path}. Fix the folder and scan again.")
+    return PairsError(f"Pair {number}: {role} cannot be read: {path}: {error.strerror}.")
 
 
 def json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, dict[str, Any] | str]]:

@@ -1,0 +1,119 @@
+"""Several processes that train one run: every pair once, the same result, and none that waits for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapo_core.backward import shares
+from mapo_core.data_order import step_groups
+from mapo_core.runs import RunDir, read_events, run_status, start_run
+
+from .conftest import Run, lora_of, relative_difference, run_here
+from .test_equalities import ALONG_THE_GRADIENT, METHODS
+
+MAIN = Path(__file__).parents[2] / "mapo_core" / "__main__.py"
+
+
+def train_in_child(run: RunDir, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train as a face does; the child starts the processes by itself."""
+    variables = {**os.environ, "MAPO_HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(MAIN), "train", str(run.path), "--lifetime", "detached"]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=500, check=False)
+
+
+def types(run: RunDir) -> list[str]:
+    return [e["type"] for e in read_events(run.events)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("pairs", [5, 23, 60])
+def test_the_processes_share_every_pair_without_overlap(processes: int, pairs: int) -> None:
+    """An epoch and more of a set that the processes do not divide: together they show what one process shows."""
+    group = 2 * processes
+    steps = pairs  # several epochs
+    whole = list(islice(step_groups(["a", "b"] * pairs, group, 7), steps))
+    seen: Counter[tuple[int, int]] = Counter()
+    for draws in whole:
+        parts = shares(draws, processes)
+        assert [len(part) for part in parts] == [2] * processes
+        assert [d for part in parts for d in part] == draws
+        seen.update((d.epoch, d.index) for part in parts for d in part)
+    assert set(seen.values()) == {1}  # no pair twice in an epoch
+    assert {i for epoch, i in seen if epoch == 0} == set(range(2 * pairs))
+
+
+def test_two_processes_of_one_setting_equal_one_process(new_run: Run, shared_home: Path) -> None:
+    """With an epoch's rest of mixed sizes, so that one process has more batches than the other."""
+    settings: dict[str, Any] = {
+        "optimizer": ALONG_THE_GRADIENT,
+        "method": METHODS["mapo"],
+        "data": {"held_out": 0.1, "flip": True},
+        "validation": {"every_steps": 2, "sample_every_steps": 2},
+        "checkpoint": {"every_steps": 1, "keep": 9},
+    }
+    batch = {"train_batch_size": 2, "steps": 4}
+    one = new_run("whole", training={**batch, "gradient_accumulation_steps": 2}, **settings)
+    run_here(one)
+    two = new_run(
+        "two",
+        training={**batch, "gradient_accumulation_steps": 1, "processes": 2},
+        **settings,
+    )
+    done = train_in_child(two, shared_home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert types(two).count("run_started") == 1
+    assert types(two)[-1] == "run_finished"
+    a, b = ([e["loss"] for e in read_events(r.events) if e["type"] == "step"] for r in (one, two))
+    assert a == pytest.approx(b, rel=1e-5)
+    a, b = ([e["margin"] for e in read_events(r.events) if e["type"] == "evaluated"] for r in (one, two))
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+    assert types(two).count("sample_saved") == types(one).count("sample_saved")
+    assert relative_difference(lora_of(one, step=1), lora_of(two, step=1)) < 1e-5
+    assert (two.export / f"{two.name}.safetensors").exists()
+
+
+def test_one_that_fails_ends_all(new_run: Run, shared_home: Path, tmp_path: Path) -> None:
+    """A fault in the second process alone, after the first step, while the main one waits for its gradients."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import mapo_core.trainer as trainer\n"
+        "    real = trainer.average_gradients\n"
+        "    def fail(session):\n"
+        "        if session.step == 2:\n"
+        "            raise RuntimeError('the second GPU is gone')\n"
+        "        real(session)\n"
+        "    trainer.average_gradients = fail\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(MAIN.parents[1])])
+    run = new_run("fails", training={"steps": 50, "processes": 2}, checkpoint={"every_steps": 1})
+    done = train_in_child(run, shared_home, PYTHONPATH=path)
+    assert done.returncode != 0
+    assert "the second GPU is gone" in done.stderr
+    assert types(run)[-1] == "run_failed"
+    assert run_status(run).state == "failed"
+    assert run.latest_checkpoint() is not None
+
+
+def test_a_stop_ends_all_and_keeps_the_work(new_run: Run) -> None:
+    run = new_run("stops", training={"steps": 10_000, "processes": 2}, checkpoint={"every_steps": 0})
+    handle = start_run(run, "tied", env={"OMP_NUM_THREADS": "1"})
+    try:
+        while run_status(run).step < 2 and handle.is_alive():
+            time.sleep(0.05)
+        assert handle.request("stop")
+        status = handle.wait(120)
+    finally:
+        handle.kill()
+    assert status.state == "stopped", run.log.read_text()[-3000:]
+    assert run.latest_checkpoint() is not None
+    assert (run.export / "stops.safetensors").exists()
