@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,9 +23,13 @@ from .noising import draw_randomness, seed_of, snr_weights
 from .replay import RandomState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from .session import Session
+
+Shown = tuple[PairBatch, PairBatch | None]  # the pairs, and a class image for each
 
 TRAINED = ("chosen_mse", "rejected_mse", "class_mse")  # errors through which a loss reaches the adapter
 
@@ -40,8 +45,9 @@ def accumulate(session: Session, group: list[Draw], buckets: list[tuple[int, int
     share = len(group) // accelerator.num_processes
     own = shares(group, accelerator.num_processes)[accelerator.process_index]
     sums: dict[str, Tensor] = {}
-    for draws in batches(own, buckets, config.training.train_batch_size):
-        for name, total in backward_batch(session, draws, share).items():
+    parts = batches(own, buckets, config.training.train_batch_size)
+    for shown in assembled(session, parts):
+        for name, total in backward_shown(session, shown, share).items():
             sums[name] = sums[name] + total if name in sums else total
     return sums
 
@@ -52,8 +58,23 @@ def shares(group: list[Draw], processes: int) -> list[list[Draw]]:
     return [group[k * share : (k + 1) * share] for k in range(processes)]
 
 
-def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str, Tensor]:
-    """Forward and backward of one batch; sums over its pairs of the loss and of every metric, on the device."""
+def assembled(session: Session, parts: list[list[Draw]]) -> Iterator[Shown]:
+    """The batches of a step in order; with memory.prefetch each is read while the device works on the one before."""
+    if not session.config.memory.prefetch or len(parts) < 2:
+        for draws in parts:
+            yield read_batch(session, draws)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="mapo-prefetch") as pool:
+        coming = pool.submit(read_batch, session, parts[0])
+        for draws in parts[1:]:
+            ready = coming.result()
+            coming = pool.submit(read_batch, session, draws)
+            yield ready
+        yield coming.result()
+
+
+def read_batch(session: Session, draws: list[Draw]) -> Shown:
+    """The pairs of one batch with their noise, on the device, and their class images where the method shows some."""
     config = session.config
     indices = [session.train_indices[d.index] for d in draws]
     randomness = [
@@ -74,6 +95,17 @@ def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str,
     paired = any(name.startswith("rejected") for name in needs)
     batch = assemble(session.pairs, indices, randomness, session.model, session.family, paired=paired)
     class_batch = assemble_class(session, draws, indices) if session.class_images else None
+    return batch, class_batch
+
+
+def backward_batch(session: Session, draws: list[Draw], share: int) -> dict[str, Tensor]:
+    """Forward and backward of one batch; sums over its pairs of the loss and of every metric, on the device."""
+    return backward_shown(session, read_batch(session, draws), share)
+
+
+def backward_shown(session: Session, shown: Shown, share: int) -> dict[str, Tensor]:
+    """`backward_batch` of a batch that has been read."""
+    batch, class_batch = shown
     if session.loss.inversion is not None:
         # A context of its own: autocast keeps the copies of the weights that it makes, and older versions of torch
         # hand those made here, which have no gradient, to the forward pass below.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .runs import Lifetime, RunDir
 
 TRAINING = {"train", "sweep"}
-TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep", "continue"}
+TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep", "continue", "preflight"}
 EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folder)."
 
 

@@ -140,6 +140,25 @@ def evaluate(args: argparse.Namespace, report: Reporter) -> int:
     return 0
 
 
+def preflight(args: argparse.Namespace, report: Reporter) -> int:
+    """Measure what a run would need."""
+    from .cli import settings_of
+    from .config import build_config
+    from .pairs import read_pairs
+    from .preflight import preflight
+
+    values = settings_of(args)
+    values.setdefault("name", "preflight")
+    values.setdefault("data", {}).setdefault("pairs", args.pairs or "none")
+    if args.model is not None:
+        values.setdefault("model", {})["path"] = args.model
+    config = build_config(values)
+    found = preflight(config, read_pairs(Path(args.pairs)) if args.pairs else (), progress=report.phase)
+    write_json(args.json, found.as_dict())
+    report.result(found.as_dict(), found.render())
+    return 0
+
+
 def sweep(args: argparse.Namespace, report: Reporter) -> int:
     """Train and measure a grid of settings, and rank them."""
     from .cli import config_and_pairs, lint_set, settings_of
@@ -248,6 +267,18 @@ def add_measures(add: Callable[[str, Any, str, str], argparse.ArgumentParser]) -
     sub.add_argument("--count", type=positive, default=48, help="prompts to draw, twice each (default 48)")
     sub.add_argument("--sheet", type=Path, help="PNG to write: chosen images above what the base model draws")
     add_embedder(sub)
+    add_results(sub)
+
+    sub = add(
+        "preflight",
+        reporting(preflight),
+        "Measure what a training would need: memory, seconds per step, time, disk, and which savings it would use.",
+        "mapo preflight --model sdxl.safetensors --pairs p.jsonl --memory.plan 8GB",
+    )
+    sub.add_argument("--model", help=".safetensors file, diffusers folder, Hub id, or demo")
+    sub.add_argument("--pairs", help="a pair set, pairs.jsonl; without one a pair of noise stands in")
+    sub.add_argument("--config", help="settings file, JSON or YAML; --section.field overrides it")
+    sub.add_argument("--seed", type=int, help="seed of everything random (default 0)")
     add_results(sub)
 
     sub = add(

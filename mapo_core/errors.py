@@ -35,6 +35,10 @@ class TrainingError(MapoError):
     """Training cannot go on: out of memory, or losses that are not finite."""
 
 
+class MemoryShortError(TrainingError):
+    """The device's memory is used up and nothing is left to save; what was trained is kept."""
+
+
 class ExportError(MapoError):
     """A LoRA file was written but does not give back what was trained."""
 

@@ -234,6 +234,29 @@ def sweep(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"text": found.render(), "sweep": found.as_dict()}
 
 
+def preflight(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """What a run would need; see `preflight.preflight`.
+
+    Args:
+        arguments: `settings` (of TrainConfig, nested; `memory.plan` may be "auto" or a card size such as "8GB") and
+            `pairs`, the path of a pair set, or None: then a pair of noise at the settings' resolution stands in.
+        progress: of the work.
+
+    Returns:
+        `text` for people (a line each for memory, pace, time, disk, savings) and the fields of `preflight.Needs`:
+        `plan` (dict), `rungs` (names of savings added to fit), `peak_memory_bytes`, `budget_bytes`, `seconds_per_step`,
+        `seconds_total`, `cache_bytes`, `base_error` (None with a full base), `device`, `resolution`, `family`. What
+        does not fit whatever is saved is an error whose message says what to change.
+    """
+    from .config import build_config
+    from .pairs import read_pairs
+    from .preflight import preflight
+
+    pairs = read_pairs(Path(arguments["pairs"])) if arguments.get("pairs") else ()
+    found = preflight(build_config(arguments["settings"]), pairs, progress=lambda what: progress(what, 0, 1))
+    return {"text": found.render(), **found.as_dict()}
+
+
 class _Phases:
     """Joins what is done and how far it is."""
 
@@ -262,6 +285,7 @@ JOBS: dict[str, Callable[[dict[str, Any], Progress], dict[str, Any]]] = {
     "mismatch": mismatch,
     "scorers": scorers,
     "sweep": sweep,
+    "preflight": preflight,
 }
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .adapter import add_lora, encode_prompts, load_adapter_state, lora_strength
+from .base_weights import place_base
 from .checkpoints import load_checkpoint
 from .config import load_config
 from .devices import DTYPES, choose_precision, preferred_device
 from .errors import RunError
 from .families import FAMILIES, detect
+from .memory_plan import read_decision
+from .memory_use import free_cached, is_out_of_memory
 from .runs import checkpoint_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import torch
+
     from .config import TrainConfig
     from .families.base import DiffusionModel, Family
     from .runs import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,11 +67,40 @@ def open_trained(run: RunDir, step: int | None = None, device: str | None = None
     where = preferred_device(device or config.training.device)
     precision = choose_precision(config.training.precision, where)
     family = FAMILIES[detect(config.model.path, config.model.family).family]
-    model = family.load(config.model, device=where, dtype=DTYPES[precision])
+    cuda = where.type == "cuda"
+    model = family.load(config.model, device="cpu" if cuda else where, dtype=DTYPES[precision])
     add_lora(model, family, config.adapter, config.seed, run.start_lora if config.adapter.init_from else None)
     load_adapter_state(model, kept.lora)
     model.unet.eval()
+    _to_device(model, where, run)
     return TrainedModel(config, model, family, kept.step, kept.others)
+
+
+def _to_device(model: DiffusionModel, device: torch.device, run: RunDir) -> None:
+    """The full base, with encoders, on the device; where that does not fit, the base as the run was trained with."""
+    try:
+        place_base(model.unet, device)
+        model.encoders_to(device)
+        return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    model.unet.to("cpu")
+    free_cached(device)
+    decided = read_decision(run)
+    asked = load_config(run.config).memory.base_precision
+    form = decided.plan.base_precision if decided else "full" if asked == "auto" else asked
+    share = decided.plan.offload_share if decided else 0.0
+    if form == "full" and not share:
+        share = 1.0
+    logger.warning(
+        "The full base does not fit on %s: what follows uses it in %s with %.0f%% of its blocks offloaded.",
+        device,
+        form,
+        100 * share,
+    )
+    place_base(model.unet, device, form, share)
+    model.encoders_to(device)
 
 
 def export_run(

@@ -445,3 +445,34 @@ class MemoryConfig(Settings):
     split_pairs: Literal["auto", "on", "off"] = "auto"
     """Compute the chosen and the rejected images of a pair one after the other, with the same gradients: a pair then
     takes the memory of one image and more time. "auto": where the memory plan asks for it and the method allows it."""
+    base_precision: Literal["auto", "full", "int8", "nf4", "fp8"] = "auto"
+    """How the frozen weights of the denoiser are kept. "int8" and "nf4" (bitsandbytes) keep the linear layers in 8 and
+    4 bits, "fp8" linear layers and convolutions in 8-bit floats; each layer is turned back where it is used, and the
+    LoRA stays float32. Fewer bits save memory, cost time and move the model a little; how far is measured and said.
+    "full": training.precision. "auto": "full", unless the memory plan needs less."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Keep a part of the frozen denoiser in the computer's memory and bring each block to the device shortly before it
+    is used; exact, and slower. "auto": only where the memory plan needs it."""
+    offload_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the denoiser's blocks that memory.offload "on" keeps off the device; a larger share saves more memory
+    and takes more time."""
+    plan: Literal["auto", "manual", "6GB", "8GB", "10GB", "12GB", "16GB", "24GB", "48GB"] = "auto"
+    """How memory is saved. "auto" starts from the settings as they are and only ever adds savings, one after the other,
+    while a measurement says that a step does not fit. "8GB" and so on start with what a card of that size needs, and
+    go on like "auto" within that size. "manual" changes nothing. The docs name the savings and their order."""
+    preflight: Literal["auto", "on", "off"] = "auto"
+    """Before training, measure two real steps of the largest pictures: memory, seconds per step, time left. Nothing of
+    the training changes by it. "auto": on a GPU."""
+    prefetch: bool = True
+    """Read the next batch of a step in a second thread while the device works on the one before; the batches are the
+    same. Off saves the memory of one batch."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks (torch.compile); the first steps take minutes. For long runs on a GPU
+    under Linux; needs a C++ compiler, and the base in full precision and on the device."""
+    channels_last: bool = False
+    """Lay convolutions' weights out by channels last, which some GPUs compute faster; mapo preflight measures it."""
+    tf32: bool = False
+    """Let float32 matrix products and convolutions on a GPU use TF32: faster on Ampere and later, with 10 bits of
+    precision. Matters for precision fp32 and for the VAE; bf16 and fp16 training hardly change."""
+    fused_optimizer: bool = False
+    """AdamW in one kernel instead of several; only with optimizer.type "adamw"."""

@@ -27,6 +27,8 @@ from .evaluate.held_out import HeldOut
 from .families import FAMILIES, detect
 from .fused_lora import fully_fused, fuse_lora
 from .guard import Guard
+from .memory import room_to_draw, settle, with_smaller_vae
+from .memory_plan import first_plan, read_decision, with_plan
 from .methods import DreamBoothConfig
 from .new_tokens import require_in_prompts
 from .noising import seed_of
@@ -37,14 +39,16 @@ from .parameters import ParameterGroup, flat
 from .processes import WAIT, agree
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .sections import GuardConfig
+from .speed import allow_tf32, compile_blocks, fuse
 from .state import begin_from, build_average, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from .families.base import DiffusionModel, Family
+    from .memory_plan import Plan
     from .methods import Loss
     from .pairs import PreferencePair
     from .runs import EventType
@@ -74,6 +78,8 @@ class Session:
     schedule: Any
     average: Any  # EMAModel of the parameters, or None
     precision: str
+    asked: TrainConfig  # as the user gave it; `config` has the savings of `plan` in it
+    plan: Plan
     split_pairs: bool  # one image of a pair after the other, with the same gradients in less memory
     step: int = 0
     nonfinite_in_a_row: int = 0
@@ -83,6 +89,10 @@ class Session:
     guard: Guard = field(default_factory=lambda: Guard(GuardConfig(enabled=False)))
     starts_trained: bool = False  # at step 0 the LoRA is not the base model
     measured: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> held-out accuracy and margin
+    base_reference: Tensor | None = None  # what the full base says of one batch, where the base has fewer bits
+    base_error: float | None = None
+    spill_said: bool = False
+    expected_pace: float = 0.0  # seconds per step as measured before training; 0: not measured
     started_at: float = field(default_factory=time.time)
 
     def emit(self, type_: EventType, **fields: Any) -> None:
@@ -134,9 +144,13 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         if events is not None:
             events.emit("phase", None, phase=name, **({} if total is None else {"done": done, "total": total}))
 
-    config = load_config(run.config)
+    asked = load_config(run.config)
+    decided = read_decision(run)
+    plan = decided.plan if decided else first_plan(asked)
+    config = with_plan(asked, plan)
     torch.manual_seed(seed_of(config.seed, "process"))
     accelerator = build_accelerator(config)
+    allow_tf32(config.memory.tf32)
     precision = choose_precision(config.training.precision, accelerator.device)
     phase("reading the pairs")
     pairs = open_pairs(run.pairs)
@@ -149,7 +163,11 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     if "chosen_score" in loss.needs:
         require_scores(pairs, config.method.type)
     phase("loading the model")
-    model = family.load(config.model, device=accelerator.device, dtype=DTYPES[precision])
+    cuda = accelerator.device.type == "cuda"
+    # On a GPU the denoiser waits in the computer's memory until everything is encoded, so that it need not fit beside
+    # VAE and text encoders.
+    model = family.load(config.model, device="cpu" if cuda else accelerator.device, dtype=DTYPES[precision])
+    model.encoders_to(accelerator.device)
     report = throttled(phase)
     split = divide_pairs(pairs, config.data.held_out, config.seed)
     wanted = validation_prompts(config, pairs, split[1])
@@ -165,7 +183,11 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         require_transparency(config, found)
         return found, prompts, encode_class(model, family, config, precision, accelerator, report)
 
-    encoded, prompts, class_images = main_first(accelerator, encode)
+    def warn(message: str) -> None:
+        if events is not None:
+            events.emit("warning", None, code="out_of_memory", message=message)
+
+    encoded, prompts, class_images = main_first(accelerator, lambda: with_smaller_vae(model, encode, warn))
     if accelerator.is_main_process:
         note_use(run, shards_used(encoded, class_images))
     if len(learning_rates(model, config.adapter)) == 1 and not config.adapter.new_tokens:
@@ -184,10 +206,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         for encoder in model.text_encoders:
             encoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
     model.unet.train()
-    optimizer = accelerator.prepare(build_optimizer(groups, config.optimizer))
-    if has_own_average(optimizer):
-        optimizer.train()
-    schedule = build_schedule(optimizer, config.optimizer, config.training.steps)
+    optimizer, schedule = build_training(accelerator, groups, config)
     session = Session(
         run=run,
         config=config,
@@ -207,11 +226,20 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         parameters=parameters,
         optimizer=optimizer,
         schedule=schedule,
-        average=build_average(parameters, config.optimizer),
         guard=Guard(config.guard),
+        average=None,
         precision=precision,
-        split_pairs=config.memory.split_pairs == "on",
+        asked=asked,
+        plan=plan,
+        split_pairs=plan.split_pairs,
     )
+    settle(session, rebuild)
+    if cuda:
+        rebuild(session)  # the parameters have moved to the device meanwhile
+    session.average = build_average(parameters, config.optimizer)
+    if config.memory.compile:
+        compile_blocks(session)
+    config = session.config
     restore(session)
     session.emit(
         "phase",
@@ -229,6 +257,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         processes=accelerator.num_processes,
         trainable_parameters=sum(p.numel() for p in parameters),
         resolution=config.data.resolution or model.resolution,
+        base_precision=session.plan.base_precision,
+        base_error=session.base_error,
     )
     if session.step == 0 and (odd := learning_rate_warning(config.optimizer)):
         session.emit("warning", code="learning_rate", message=odd)
@@ -265,6 +295,23 @@ def start_lora(run: RunDir, config: TrainConfig, accelerator: Accelerator) -> Pa
     return run.start_lora
 
 
+def build_training(accelerator: Accelerator, groups: list[ParameterGroup], config: TrainConfig) -> tuple[Any, Any]:
+    """Optimizer and schedule, as at the start."""
+    made = build_optimizer(groups, config.optimizer)
+    if config.memory.fused_optimizer:
+        fuse(made)
+    optimizer = accelerator.prepare(made)
+    if has_own_average(optimizer):
+        optimizer.train()
+    return optimizer, build_schedule(optimizer, config.optimizer, config.training.steps)
+
+
+def rebuild(session: Session) -> None:
+    """Optimizer and schedule anew, after steps that do not count."""
+    session.accelerator.free_memory()  # forgets the old ones
+    session.optimizer, session.schedule = build_training(session.accelerator, session.groups, session.config)
+
+
 def encode_class(
     model: DiffusionModel,
     family: Family,
@@ -276,6 +323,7 @@ def encode_class(
     """The class images of a method that shows some, drawn by the base model where they are not there yet."""
     if not isinstance(config.method, DreamBoothConfig):
         return None
+    room_to_draw(model.unet, accelerator.device)
     pairs = class_pairs(
         model,
         family,

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from .backward import accumulate
 from .data_order import Draw, step_groups
-from .errors import TrainingError
+from .errors import MemoryShortError, TrainingError
 from .guarding import check
+from .memory import step_or_back, with_less
+from .memory_plan import spilled
+from .memory_use import free_cached, is_out_of_memory, used_share
 from .optimizers import learning_rate_in_use
 from .processes import agree
+from .runs import checkpoint_step
 from .session import Session, StoppedEarlyError, prepare
 from .validation import draw_samples, export, save_state
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from torch import Tensor
@@ -38,12 +44,13 @@ def train(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | Non
     """
     try:
         session = prepare(run, events, watcher)
-        if session.step == 0 or session.guard.knows_no_start:
-            check(session)
-        if session.step == 0:
-            draw_samples(session)
-        loop(session)
-        finish(session)
+        with work_kept(session):
+            if session.step == 0 or session.guard.knows_no_start:
+                check(session)
+            if session.step == 0:
+                draw_samples(session)
+            loop(session)
+            finish(session)
     except StoppedEarlyError as stopped:
         if events is not None:
             events.emit("run_stopped", 0, message=str(stopped) or NOTHING_TO_SAVE)
@@ -74,9 +81,14 @@ def loop(session: Session) -> None:
         if session.step == 0 and agree(session.accelerator, session.wants_stop):
             return
         session.step += 1
-        values = train_step(session, next(groups), buckets)
+        try:
+            values = train_step(session, next(groups), buckets)
+        except Exception:
+            session.step -= 1  # it has not been done
+            raise
         stop = values.pop("stop") > 0
         clock.tick(session.step)
+        watch_pace(session, clock.latest)
         left = clock.seconds_left(session.step, config.training.steps)
         memory = peak_memory_bytes(session.accelerator.device)
         session.emit(
@@ -109,8 +121,7 @@ def is_measured(session: Session, stop: bool) -> bool:
 def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int]]) -> dict[str, float]:
     """One optimizer step on a group of pairs; its mean loss and metrics, read from the device in one transfer."""
     accelerator = session.accelerator
-    session.optimizer.zero_grad(set_to_none=True)
-    sums = accumulate(session, group, buckets)
+    sums = with_less(session, lambda: accumulate(session, group, buckets))
     average_gradients(session)
     norm = clip_gradients(session)
     values = collect(session, sums, len(group) // accelerator.num_processes, norm)
@@ -118,7 +129,7 @@ def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int
         math.isfinite(values["grad_norm"]) or accelerator.scaler is not None  # the scaler skips those by itself
     )
     if finite:
-        session.optimizer.step()
+        step_or_back(session)
         if session.average is not None:
             session.average.step(session.parameters)
         session.nonfinite_in_a_row = 0
@@ -127,6 +138,46 @@ def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int
     values["learning_rate"] = learning_rate_in_use(session.optimizer, session.schedule)
     session.schedule.step()
     return values
+
+
+@contextmanager
+def work_kept(session: Session) -> Iterator[None]:
+    """Where memory runs out for good: save the state, and say so.
+
+    Raises:
+        MemoryShortError: with what is kept.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if not isinstance(error, MemoryShortError) and not is_out_of_memory(error):
+            raise
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    free_cached(session.accelerator.device)
+    try:
+        if session.step > 0:
+            save_state(session)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    newest = session.run.latest_checkpoint()
+    kept = f"The state of step {checkpoint_step(newest)} is kept: resume goes on from it." if newest else "No step yet."
+    raise MemoryShortError(f"{cause} {kept}")
+
+
+def watch_pace(session: Session, latest: list[float]) -> None:
+    """Say once that the driver seems to use the computer's memory for the device's."""
+    if session.spill_said or not spilled(latest, session.expected_pace, used_share(session.accelerator.device)):
+        return
+    session.spill_said = True
+    session.emit(
+        "warning",
+        code="memory_spill",
+        message=f"Steps take {latest[-1]:.1f} s instead of {session.expected_pace:.1f} s and the device's memory is "
+        "nearly full: the driver has probably moved a part of it into the computer's memory. Close other programs that "
+        "use the device, or start again with memory.plan set to a smaller size.",
+    )
 
 
 def average_gradients(session: Session) -> None:
@@ -269,11 +320,13 @@ class Clock:
     def __init__(self, step: int) -> None:
         self._marks = [(step, time.perf_counter())]
         self.pace = 0.0
+        self.latest: list[float] = []  # seconds of the last steps
 
     def tick(self, step: int) -> None:
         """A step is done."""
         self._marks = [*self._marks[-100:], (step, time.perf_counter())]
         (first, then), (last, now) = self._marks[0], self._marks[-1]
+        self.latest = [*self.latest[-4:], now - self._marks[-2][1]]
         self.pace = (now - then) / max(1, last - first)
 
     def seconds_left(self, step: int, steps: int) -> float:

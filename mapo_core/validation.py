@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -10,6 +10,7 @@ from . import checkpoints
 from .adapter import encode_prompts
 from .evaluate.held_out import HeldOutErrors, held_out_errors
 from .export import export_lora
+from .memory import spared
 from .new_tokens import export_tokens
 from .reopen import run_metadata
 from .sampling import contact_sheet, sample_images, save_image, save_pictures
@@ -33,6 +34,11 @@ def measure(session: Session) -> HeldOutErrors | None:
     """
     if not session.held_out_indices or not session.accelerator.is_main_process:
         return None
+    batch = session.config.training.train_batch_size
+    return spared(session, "measuring held-out pairs", lambda: _measure(session, batch), lambda: _measure(session, 1))
+
+
+def _measure(session: Session, batch_size: int) -> HeldOutErrors:
     config = session.config
 
     def run(base: bool) -> HeldOutErrors:
@@ -45,7 +51,7 @@ def measure(session: Session) -> HeldOutErrors | None:
                 session.held_out_indices,
                 draws=config.validation.draws,
                 seed=config.seed,
-                batch_size=max(config.training.train_batch_size, 1),
+                batch_size=batch_size,
                 base=base,
                 progress=lambda done, total: report("measuring held-out pairs", done, total),
             )
@@ -76,6 +82,20 @@ def draw_samples(session: Session) -> None:
     """A sheet of validation pictures: the base model's above, the LoRA's below, same seeds."""
     if not session.accelerator.is_main_process:
         return
+    spared(session, "drawing samples", lambda: _draw_samples(session), lambda: _draw_in_tiles(session))
+
+
+def _draw_in_tiles(session: Session) -> None:
+    """The same, decoded in tiles."""
+    vae: Any = session.model.vae
+    vae.enable_tiling()
+    try:
+        _draw_samples(session)
+    finally:
+        vae.disable_tiling()
+
+
+def _draw_samples(session: Session) -> None:
     config = session.config.validation
     prompts = validation_prompts(session.config, session.source_pairs, session.held_out_indices)
     resolution = session.config.data.resolution or session.model.resolution
@@ -114,8 +134,14 @@ def draw_samples(session: Session) -> None:
         save_pictures(pictures, folder / f"step_{session.step:08d}")
     sheet = folder / f"step_{session.step:08d}.png"
     save_image(contact_sheet(rows, titles, prompts), sheet)
-    session.emit("sample_saved", path=str(sheet.relative_to(session.run.path)), prompts=prompts)
+    session.emit("sample_saved", path=str(sheet.relative_to(session.run.path)), prompts=prompts, **_base(session))
     session.emit("phase", phase="training")
+
+
+def _base(session: Session) -> dict[str, str]:
+    """That the pictures show a base in fewer bits, where they do; those drawn after training show the full one."""
+    precision = session.plan.base_precision
+    return {} if precision == "full" else {"base_precision": precision}
 
 
 def base_pictures(

@@ -25,6 +25,16 @@ MEMORY = (
     "memory.split_pairs",
     "training.autocast",
     "training.processes",
+    "memory.base_precision",
+    "memory.offload",
+    "memory.offload_share",
+    "memory.plan",
+    "memory.preflight",
+    "memory.prefetch",
+    "memory.compile",
+    "memory.channels_last",
+    "memory.tf32",
+    "memory.fused_optimizer",
 )
 HOMES = {*TRAINING, *(text.rpartition("=")[2] for text in MEMORY)}
 

@@ -110,6 +110,11 @@ class RunDir:
         return self.path / "export"
 
     @property
+    def memory(self) -> Path:
+        """How the run saves memory, and what was measured, JSON."""
+        return self.path / "memory.json"
+
+    @property
     def evaluation(self) -> Path:
         """Folder of the measures taken after training, one folder per step."""
         return self.path / "evaluation"

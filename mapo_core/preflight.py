@@ -1,0 +1,177 @@
+"""What a run would need, measured before it exists: memory, pace, time, disk, and the savings that it would use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cache import pair_buckets
+from .console import duration
+from .families import FAMILIES, detect
+from .memory_plan import GIB, Plan, read_decision
+from .methods import DreamBoothConfig
+from .pairs import PreferencePair, pairs_text
+from .pairs.images import image_size
+from .runs import EventWriter, RunDir, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .config import TrainConfig
+
+_DEMO_RESOLUTION = 64
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run would need.
+
+    Attributes:
+        plan: the savings that it would use.
+        rungs: those of them that were added because it did not fit without.
+        peak_memory_bytes: of two steps on the largest pictures, on the device; of the process where there is none.
+        budget_bytes: what it may take.
+        seconds_per_step, seconds_total: of a step, and of all of them without pictures and measures.
+        cache_bytes: disk that the encoded images and prompts will take, about.
+        base_error: how far the frozen model is off in fewer bits; None in full precision.
+        device, resolution, family: of the run.
+    """
+
+    plan: Plan
+    rungs: tuple[str, ...]
+    peak_memory_bytes: int
+    budget_bytes: int
+    seconds_per_step: float
+    seconds_total: float
+    cache_bytes: int
+    base_error: float | None
+    device: str
+    resolution: int
+    family: str
+
+    def render(self) -> str:
+        """For people."""
+        plan = self.plan
+        base = f"base in {plan.base_precision}" if plan.base_precision != "full" else "full base"
+        ways = [
+            base + ("" if self.base_error is None else f" (off by {self.base_error:.1%})"),
+            *(["gradient checkpointing"] if plan.gradient_checkpointing else []),
+            *(["split pairs"] if plan.split_pairs else []),
+            *([f"{plan.offload_share:.0%} of the base offloaded"] if plan.offload_share else []),
+            f"batch {plan.train_batch_size} x {plan.gradient_accumulation_steps}",
+            plan.optimizer,
+        ]
+        return "\n".join(
+            [
+                f"{self.family} at {self.resolution} px on {self.device}",
+                f"memory          {self.peak_memory_bytes / GIB:.2f} GiB of {self.budget_bytes / GIB:.2f} GiB",
+                f"pace            {self.seconds_per_step:.2f} s per step",
+                f"time            {duration(self.seconds_total)}, pictures and measures not counted",
+                f"disk for cache  {self.cache_bytes / GIB:.2f} GiB",
+                f"savings         {', '.join(ways)}",
+                f"added to fit    {', '.join(self.rungs) or 'none'}",
+            ]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**self.__dict__, "plan": self.plan.model_dump(), "rungs": list(self.rungs)}
+
+
+def preflight(
+    config: TrainConfig,
+    pairs: Sequence[PreferencePair] = (),
+    *,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Needs:
+    """Load the model, encode the largest pair, take two steps with it, and leave nothing behind but the cache of it.
+
+    Args:
+        config: of the run.
+        pairs: of the run; without any, a pair of noise at the largest size stands in.
+        progress: called with what is being done.
+
+    Raises:
+        MapoError: it cannot be trained, or does not fit whatever is saved.
+    """
+    from .session import prepare
+
+    family = FAMILIES[detect(config.model.path, config.model.family).family]
+    native = _DEMO_RESOLUTION if config.model.path == "demo" else family.resolution
+    with tempfile.TemporaryDirectory(prefix="mapo-preflight-") as folder:
+        run = RunDir(Path(folder))
+        worst = largest_pair(pairs, config, native) if pairs else noise_pair(run.path, config.data.resolution or native)
+        method = config.method
+        if isinstance(method, DreamBoothConfig):
+            method = method.model_copy(update={"class_images": 1})
+        asked = config.model_copy(
+            update={
+                "method": method,
+                "memory": config.memory.model_copy(update={"preflight": "on"}),
+                "data": config.data.model_copy(update={"held_out": 0.0}),
+            }
+        )
+        run.config.write_text(asked.to_json(), encoding="utf-8")
+        run.pairs.write_text(pairs_text([worst]), encoding="utf-8")
+        with EventWriter(run) as events:
+            progress("loading, encoding and measuring")
+            session = prepare(run, events, None)
+        decision = read_decision(run)
+        said = next(e for e in reversed(read_events(run.events)) if e.get("phase") == "memory plan")
+        assert decision is not None
+        size = session.config.data.resolution or session.model.resolution
+        prompt = sum(t.nbytes for t in session.pairs.prompt(worst.prompt).values())
+        if config.cache.precision == "bf16":
+            prompt //= 2
+        return Needs(
+            plan=decision.plan,
+            rungs=decision.rungs,
+            peak_memory_bytes=said["peak_memory_bytes"],
+            budget_bytes=said["budget_bytes"],
+            seconds_per_step=said["seconds_per_step"],
+            seconds_total=said["seconds_per_step"] * config.training.steps,
+            cache_bytes=cache_bytes(pairs or [worst], config, size * size // session.model.latent_scale**2, prompt),
+            base_error=decision.base_error,
+            device=str(session.accelerator.device),
+            resolution=size,
+            family=session.family.title,
+        )
+
+
+def largest_pair(pairs: Sequence[PreferencePair], config: TrainConfig, native_resolution: int) -> PreferencePair:
+    """The pair that is trained with the most pixels and, of those, the longest prompt."""
+    from .buckets import nearest_bucket
+
+    sizes = pair_buckets(config, native_resolution)
+
+    def size(pair: PreferencePair) -> tuple[int, int]:
+        width, height = nearest_bucket(image_size(pair.chosen), sizes)
+        return width * height, len(pair.prompt)
+
+    return max(pairs, key=size)
+
+
+def noise_pair(folder: Path, side: int) -> PreferencePair:
+    """A pair of noise, where there are no images yet; memory and pace do not depend on what is in them."""
+    import random
+
+    from PIL import Image
+
+    rng = random.Random(0)
+    paths = []
+    for name in ("chosen", "rejected"):
+        path = folder / f"{name}.png"
+        Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)).save(path)
+        paths.append(path)
+    return PreferencePair(prompt="a picture", chosen=paths[0], rejected=paths[1])
+
+
+def cache_bytes(pairs: Sequence[PreferencePair], config: TrainConfig, latent_pixels: int, prompt_bytes: int) -> int:
+    """Disk of the cache, about: mean and spread of four channels per image, and the embeddings of every prompt."""
+    number = 2 if config.cache.precision == "bf16" else 4
+    images = len({p for pair in pairs for p in (pair.chosen, pair.rejected)}) * (2 if config.data.flip else 1)
+    prompts = len({p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None})
+    return images * latent_pixels * 4 * 2 * number + (prompts + 1) * prompt_bytes
