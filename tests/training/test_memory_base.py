@@ -67,7 +67,9 @@ def test_offloaded_blocks_give_the_same_gradients_with_two_of_them_resident(
     for _ in range(2):  # the order is learned in the first pass and used in the second
         a, b = gradients(plain), gradients(moved)
         assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a)
+        # The fused layer sums base and update in one product, and in two where the base comes and goes.
+        assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-5 * float(a[k].abs().max())) for k in a)
+        assert fused or all(torch.equal(a[k], b[k]) for k in a)
     units = len(swap.order)
     assert units >= (8 if share == 1.0 else 4)
     assert swap.most_resident == 2
