@@ -79,7 +79,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    import psutil  # of accelerate's requirements
+    import psutil
 
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
