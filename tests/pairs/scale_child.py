@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mapo_core.config import build_config
-from mapo_core.data_order import split_pairs, step_groups
+from mapo_core.data_order import divide_pairs, step_groups
 from mapo_core.pair_plan import Images, PairPlan
 from mapo_core.pairs import open_pairs
 from mapo_core.runs import create_run
@@ -28,7 +28,7 @@ pairs = open_pairs(path)
 stage("open")
 run = create_run("scale", config.to_json(), path, home)
 stage("run folder")
-train, held = split_pairs(pairs, 0.1, 0)
+train, held = divide_pairs(pairs, 0.1, 0)
 stage("split")
 plan = PairPlan(pairs, Images(pairs, lambda *_: None), config, ((32, 32), (40, 24)), "fingerprint")
 stage("plan")
