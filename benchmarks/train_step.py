@@ -80,6 +80,8 @@ ARMS = {
     "sft": Arm("engine: SFT", "sft"),
     "dpo": Arm("engine: Diffusion-DPO", "diffusion_dpo"),
     "mapo-autocast": Arm("engine: MaPO, autocast", settings={"training": {"autocast": True}}, cuda=True),
+    "mapo-8gb": Arm("engine: MaPO, plan 8GB", settings={"memory": {"plan": "8GB"}}, cuda=True),
+    "mapo-nf4": Arm("engine: MaPO, plan 6GB", settings={"memory": {"plan": "6GB"}}, cuda=True),
     "recipe": Arm("recipe: MaPO, as published", recipe=True, checkpointing=True),
     "recipe-plain": Arm("recipe: MaPO, no checkpointing", recipe=True),
     "recipe-tf32": Arm("recipe: MaPO, TF32 products", recipe=True, checkpointing=True, tf32=True, cuda=True),
@@ -240,6 +242,7 @@ def engine_step(
             "device": str(device),
             "gradient_checkpointing": arm.checkpointing,
         },
+        "memory": {"plan": "manual", "preflight": "off"},  # what the arm says and nothing else
     }
     for group, fields in arm.settings.items():
         values[group] = {**values.get(group, {}), **fields}

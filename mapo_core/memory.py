@@ -19,7 +19,7 @@ from .data_order import Draw
 from .devices import DTYPES
 from .errors import MemoryShortError
 from .memory_plan import GIB, Decision, budget_of, next_rung, read_decision, with_plan, write_decision
-from .memory_use import PeakMemory, available_bytes, free_cached, is_out_of_memory, machine_name, used_share
+from .memory_use import PeakMemory, available_bytes, free_cached, is_out_of_memory, machine_name, tensor_share
 from .noising import draw_randomness
 
 if TYPE_CHECKING:
@@ -478,13 +478,18 @@ def spared(
 def step_or_back(session: Session) -> None:
     """The optimizer's step; where memory runs out in the middle of it, weights and state go back and it is tried again.
 
-    The copy for that lies in the computer's memory. A large adapter is only copied while the device is nearly full.
+    The copy for that lies in the computer's memory. On a GPU every copied tensor waits for the device, so it is made
+    only where the step can run out: the first time, when the optimizer makes its state, and while tensors nearly fill
+    the device. Elsewhere a large adapter is not copied.
 
     Raises:
         MemoryShortError: it does not fit; weights and optimizer are as before the step, if they were copied.
     """
-    size = 3 * sum(p.nbytes for p in session.parameters)
-    copied = size <= _ALWAYS_COPIED_BYTES or used_share(session.accelerator.device) > NEARLY_FULL
+    device = session.accelerator.device
+    if device.type == "cuda":
+        copied = not session.optimizer.state or tensor_share(device) > NEARLY_FULL
+    else:
+        copied = 3 * sum(p.nbytes for p in session.parameters) <= _ALWAYS_COPIED_BYTES
     weights = [p.detach().to("cpu", copy=True) for p in session.parameters] if copied else []
     state = _copied(session.optimizer.state_dict()) if copied else None
     for last in (False, True):

@@ -248,6 +248,8 @@ def with_plan(config: TrainConfig, plan: Plan) -> TrainConfig:
             "base_precision": plan.base_precision,
             "offload": "on" if plan.offload_share else "off",
             "offload_share": plan.offload_share or config.memory.offload_share,
+            # Only AdamW can; where the ladder has put 8-bit Adam in its place, that is what counts.
+            "fused_optimizer": config.memory.fused_optimizer and plan.optimizer == config.optimizer.type,
         }
     )
     return config.model_copy(update={"training": training, "optimizer": optimizer, "memory": memory})

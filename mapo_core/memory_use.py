@@ -92,6 +92,15 @@ def used_share(device: torch.device) -> float:
     return 1 - free / total
 
 
+def tensor_share(device: torch.device) -> float:
+    """As `used_share`, without what torch keeps for later tensors: that can be had at once."""
+    if device.type != "cuda":
+        return 0.0
+    _, total = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return used_share(device) - idle / total
+
+
 def machine_name(device: torch.device) -> str:
     """What a measurement holds for: the GPU and its size, or the processor's kind and the computer's memory."""
     if device.type == "cuda":

@@ -10,10 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mapo_core import memory, session, trainer, validation
+from mapo_core import build_config, memory, session, trainer, validation
 from mapo_core.errors import MemoryShortError
 from mapo_core.memory import Measured
-from mapo_core.memory_plan import GIB, read_decision
+from mapo_core.memory_plan import GIB, first_plan, read_decision, with_plan
 from mapo_core.runs import RunDir, read_events
 
 from .conftest import Run, lora_of, relative_difference, run_here
@@ -338,3 +338,14 @@ def test_slow_steps_on_a_full_device_are_said_once(new_run: Run, monkeypatch: py
     for _ in range(2):
         trainer.watch_pace(prepared, [8.0] * 5)
     assert [e["code"] for e in said] == ["memory_spill"]
+
+
+def test_the_rung_of_8_bit_adam_drops_the_fused_step_and_nothing_else_does() -> None:
+    values = {"name": "a", "model": {"path": "demo"}, "data": {"pairs": "p"}, "memory": {"fused_optimizer": True}}
+    config = build_config({**values, "optimizer": {"type": "adamw"}})
+    plan = first_plan(config)
+    assert with_plan(config, plan).memory.fused_optimizer
+    less = with_plan(config, plan.model_copy(update={"optimizer": "adamw8bit"}))
+    assert (less.optimizer.type, less.memory.fused_optimizer) == ("adamw8bit", False)
+    wrong = build_config({**values, "optimizer": {"type": "adamw8bit"}})
+    assert with_plan(wrong, first_plan(wrong)).memory.fused_optimizer  # the user's own mistake is told
