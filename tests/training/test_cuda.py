@@ -14,6 +14,7 @@ from torch import Tensor
 from mapo_core import trainer
 from mapo_core.backward import accumulate
 from mapo_core.data_order import step_groups
+from mapo_core.memory_plan import read_decision
 from mapo_core.runs import RunDir, read_events
 from mapo_core.session import Session, prepare
 from mapo_core.trainer import train_step
@@ -175,3 +176,52 @@ def test_a_resumed_run_goes_on_where_it_stopped(new_run: Run, device: str) -> No
     a, b = lora_of(whole), lora_of(parts)
     assert a.keys() == b.keys()
     assert all(torch.allclose(a[k], b[k], rtol=0, atol=0 if device == "cpu" else 1e-4) for k in a)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("base", ["int8", "nf4", "fp8"])
+def test_a_base_in_fewer_bits_trains_and_says_how_far_it_is_off(new_run: Run, device: str, base: str) -> None:
+    run = new_run("cuda-base", training=on(device), memory={"base_precision": base, "preflight": "off"})
+    run_here(run)
+    assert read_events(run.events)[-1]["type"] == "run_finished"
+    decision = read_decision(run)
+    assert decision is not None
+    assert 0 < (decision.base_error or 0) < 0.5
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_offloaded_blocks_give_the_same_gradients(new_run: Run, device: str, share: float) -> None:
+    found = []
+    for offload in ("off", "on"):
+        memory = {"offload": offload, "offload_share": share, "preflight": "off"}
+        run = new_run("cuda-offload", training=on(device, precision="fp32"), memory=memory)
+        found.append(gradients(prepare(run, None, None)))
+    assert worst(found[1], found[0]) < 1e-5
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_the_preflight_measures_and_changes_nothing(new_run: Run, device: str) -> None:
+    found = []
+    for preflight in ("off", "on"):
+        run = new_run(
+            "cuda-preflight", training=on(device, precision="fp32"), memory={"plan": "auto", "preflight": preflight}
+        )
+        run_here(run)
+        found.append(lora_of(run))
+    decision = read_decision(run)
+    assert decision is not None
+    assert (decision.peak_memory_bytes or 0) > 0
+    assert (decision.seconds_per_step or 0) > 0
+    a, b = found
+    assert all(torch.allclose(a[k], b[k], rtol=0, atol=1e-4) for k in a)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_compiled_blocks_give_nearly_the_same_gradients(new_run: Run, device: str) -> None:
+    found = []
+    for compiled in (False, True):
+        memory = {"compile": compiled, "preflight": "off"}
+        run = new_run("cuda-compile", training=on(device, precision="fp32"), memory=memory)
+        found.append(gradients(prepare(run, None, None)))
+    assert worst(found[1], found[0]) < 1e-2
