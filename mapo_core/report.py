@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import load_config
 from .console import duration
+from .memory_plan import read_decision
 from .runs import best_step, checkpoint_step, reader_of, run_history, run_status
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _course(run: RunDir, metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{pace:.2f} s per step")
     if memory := metrics.get("peak_memory_bytes"):
         lines.append(f"largest memory use {memory / 2**30:.1f} GiB")
+    lines += _memory(run)
     if events and last is not None:
         lines.append(f"first to last event {duration(last - events[0]['time'])}")
     steps = [checkpoint_step(path) for path in run.list_checkpoints()]
@@ -83,3 +85,17 @@ def changed_settings(config: Any) -> list[str]:
             if given != info.default and (name, inner) != ("data", "pairs"):
                 lines.append(f"{name}.{inner} = {given}")
     return lines or ["none"]
+
+
+def _memory(run: RunDir) -> list[str]:
+    """What was decided about memory, and what it cost."""
+    decision = read_decision(run)
+    if decision is None:
+        return []
+    lines = [f"savings added to fit: {', '.join(decision.rungs)}"] if decision.rungs else []
+    if decision.base_error is not None:
+        lines.append(
+            f"trained on the base in {decision.plan.base_precision}, whose prediction is off by "
+            f"{decision.base_error:.1%}; pictures drawn afterwards use the full one where it fits"
+        )
+    return lines
