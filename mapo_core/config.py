@@ -34,6 +34,7 @@ from .sections import (
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
+    TrackingConfig,
     TrainingConfig,
     ValidationConfig,
 )
@@ -70,6 +71,7 @@ class TrainConfig(Settings):
     memory: MemoryConfig = MemoryConfig()
     loss: LossConfig = LossConfig()
     guard: GuardConfig = GuardConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("name")
     @classmethod

@@ -16,6 +16,7 @@ from .methods import DreamBoothConfig
 from .pairs import PreferencePair, pairs_text
 from .pairs.images import image_size
 from .runs import EventWriter, RunDir, read_events
+from .sections import TrackingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +113,7 @@ def preflight(
                 "method": method,
                 "memory": config.memory.model_copy(update={"preflight": "on"}),
                 "data": config.data.model_copy(update={"held_out": 0.0}),
+                "tracking": TrackingConfig(),
             }
         )
         run.config.write_text(asked.to_json(), encoding="utf-8")

@@ -476,3 +476,16 @@ class MemoryConfig(Settings):
     precision. Matters for precision fp32 and for the VAE; bf16 and fp16 training hardly change."""
     fused_optimizer: bool = False
     """AdamW in one kernel instead of several; only with optimizer.type "adamw"."""
+
+
+class TrackingConfig(Settings):
+    """Who else is told the numbers of a run; events.jsonl and the pages have them all without any of this."""
+
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """"tensorboard" writes its files into the run folder (`tensorboard --logdir` on the folder of all runs compares
+    them). "wandb" sends numbers, settings with their paths and prompts, and pictures to Weights & Biases; with
+    WANDB_MODE=offline they stay on this machine. Each needs its package (pip install tensorboard, pip install wandb).
+    Empty: none."""
+    project: str = Field(default="mapo", pattern=r"^\w([\w .-]*[\w-])?$", max_length=100)
+    """Project under which wandb lists the run; TensorBoard's files lie in a folder of this name. Letters, digits,
+    and within it spaces, dots and hyphens."""

@@ -41,6 +41,7 @@ from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .sections import GuardConfig
 from .speed import allow_tf32, compile_blocks, fuse
 from .state import begin_from, build_average, put_back
+from .tracking import Tracking, require_trackers, start_tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,14 +92,18 @@ class Session:
     measured: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> held-out accuracy and margin
     base_reference: Tensor | None = None  # what the full base says of one batch, where the base has fewer bits
     base_error: float | None = None
+    tracking: Tracking | None = None  # in the main process, where the settings name a tracker
     spill_said: bool = False
     expected_pace: float = 0.0  # seconds per step as measured before training; 0: not measured
     started_at: float = field(default_factory=time.time)
 
     def emit(self, type_: EventType, **fields: Any) -> None:
         """Write an event, in the main process."""
-        if self.events is not None:
-            self.events.emit(type_, self.step, **fields)
+        if self.events is None:
+            return
+        self.events.emit(type_, self.step, **fields)
+        for problem in self.tracking.note(type_, self.step, fields) if self.tracking is not None else ():
+            self.events.emit("warning", self.step, code="tracking", message=problem)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the arithmetic."""
@@ -149,7 +154,9 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     plan = decided.plan if decided else first_plan(asked)
     config = with_plan(asked, plan)
     torch.manual_seed(seed_of(config.seed, "process"))
-    accelerator = build_accelerator(config)
+    if events is not None:
+        require_trackers(config)
+    accelerator = build_accelerator(config, run)
     allow_tf32(config.memory.tf32)
     precision = choose_precision(config.training.precision, accelerator.device)
     phase("reading the pairs")
@@ -162,6 +169,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     loss = config.method.build("demo" if config.model.path == "demo" else family.name)
     if "chosen_score" in loss.needs:
         require_scores(pairs, config.method.type)
+    tracking = start_tracking(accelerator, run, config) if events is not None else None
     phase("loading the model")
     cuda = accelerator.device.type == "cuda"
     # On a GPU the denoiser waits in the computer's memory until everything is encoded, so that it need not fit beside
@@ -232,6 +240,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         asked=asked,
         plan=plan,
         split_pairs=plan.split_pairs,
+        tracking=tracking,
     )
     settle(session, rebuild)
     if cuda:
@@ -366,8 +375,8 @@ def shards_used(*sets: EncodedPairs | None) -> dict[str, list[str]]:
     return {kind: sorted(names) for kind, names in used.items()}
 
 
-def build_accelerator(config: TrainConfig) -> Accelerator:
-    """accelerate's view of the device and the processes."""
+def build_accelerator(config: TrainConfig, run: RunDir) -> Accelerator:
+    """accelerate's view of the device and the processes, with the run's trackers, not yet started."""
     device = preferred_device(config.training.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -378,7 +387,14 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             "docs/accelerate/ddp.yaml (docs/multi_gpu.md)."
         )
     patience = InitProcessGroupKwargs(timeout=WAIT)
-    return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu", kwargs_handlers=[patience])
+    trackers: Any = list(config.tracking.trackers) or None
+    return Accelerator(
+        mixed_precision=mixed,
+        cpu=device.type == "cpu",
+        log_with=trackers,
+        project_dir=run.tracking if trackers else None,
+        kwargs_handlers=[patience],
+    )
 
 
 def restore(session: Session) -> None:

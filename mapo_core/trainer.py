@@ -51,6 +51,8 @@ def train(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | Non
                 draw_samples(session)
             loop(session)
             finish(session)
+        if session.tracking is not None:
+            session.tracking.end()
     except StoppedEarlyError as stopped:
         if events is not None:
             events.emit("run_stopped", 0, message=str(stopped) or NOTHING_TO_SAVE)

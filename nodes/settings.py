@@ -60,6 +60,11 @@ GROUPS = {
         "Guard Settings",
         "When a run that moves away from the chosen images is taken back.",
     ),
+    "tracking": (
+        "MaPOTrackingSettings",
+        "Tracking Settings",
+        "TensorBoard and Weights & Biases, for those who use them.",
+    ),
     "export": ("MaPOExportSettings", "Export Settings", "The LoRA file: layout, precision, trigger word."),
 }
 

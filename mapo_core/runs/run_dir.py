@@ -115,6 +115,11 @@ class RunDir:
         return self.path / "memory.json"
 
     @property
+    def tracking(self) -> Path:
+        """Folder of TensorBoard's and wandb's own files, where a run has such trackers."""
+        return self.path / "tracking"
+
+    @property
     def evaluation(self) -> Path:
         """Folder of the measures taken after training, one folder per step."""
         return self.path / "evaluation"
