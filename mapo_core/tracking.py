@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,7 @@ class Tracking:
         if tracker.name == "tensorboard":
             tracker.log_images({"samples": sheet}, step=step, dataformats="NHWC")
         else:
-            import wandb
-
+            wandb = import_module("wandb")  # no requirement of this project: it is there because someone chose it
             tracker.log({"step": step, "samples": [wandb.Image(image) for image in sheet]})
 
 
