@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mapo_core.runs import RunDir
+
 pytestmark = pytest.mark.browser
 RUN = "shown run"
 STEPS = 20
@@ -96,6 +98,58 @@ def test_the_lora_file_that_is_downloaded_loads(
     page.locator("#results-copy").click()
     page.locator("#results-copied").get_by_text("Load LoRA").wait_for()
     assert [p.read_bytes() for p in loras.iterdir()] == [path.read_bytes()]
+
+
+def test_pairs_are_looked_at_and_the_run_goes_on_without_one(
+    app: Any, trained: str, open_page: Callable[..., Any], show_tab: Any
+) -> None:
+    from mapo_core import load_settings, read_inspection
+    from mapo_core.pairs import read_pairs
+
+    run = RunDir(app.home / "runs" / trained)
+    page = open_page(app.url)
+    open_results(page, show_tab, trained)
+    choose(page, "results-step", f"step {STEPS}")
+    page.locator("#inspect-classes").get_by_text("not been measured yet").wait_for()
+    field(page, "inspect-draws").fill("3")
+    page.locator("#inspect-go").click()
+    page.locator("#cancel-inspect").click()
+    page.locator("#inspect-busy").get_by_text("Stopped: inspect").wait_for()
+    assert read_inspection(run, STEPS) is None
+    page.locator("#inspect-go").click()
+    page.locator("#inspect-busy").get_by_text("Measured 16 of 16 pairs").wait_for()
+    found = read_inspection(run, STEPS)
+    assert found is not None
+    numbers = [pair["index"] for pair in found["pairs"]]
+    cells = page.locator("#inspect-table [role=gridcell]").locator("visible=true")
+    cells.get_by_text(found["pairs"][0]["verdict"], exact=True).first.wait_for()
+    pictures = page.locator("#inspect-pictures")
+    pictures.get_by_text(f"Pair {numbers[0]}", exact=True).wait_for()
+
+    cells.get_by_text(found["pairs"][1]["prompt"]).first.click()
+    pictures.get_by_text(f"Pair {numbers[1]}", exact=True).wait_for()
+    assert pictures.locator("img").count() == 2
+    page.locator("#inspect-turn").click()
+    page.locator("#inspect-flip").get_by_text(f"{numbers[1]} · ").wait_for()
+    page.locator("#inspect-drop").click()  # one or the other
+    page.locator("#inspect-exclude").get_by_text(f"{numbers[1]} · ").wait_for()
+    page.locator("#inspect-flip").get_by_text(f"{numbers[1]} · ").wait_for(state="detached")
+    choose(page, "inspect-flip", f"{numbers[2]} · ")
+    field(page, "inspect-name").fill("gone on")
+    field(page, "inspect-steps").fill("2")
+    page.locator("#inspect-train").click()
+    page.locator("#inspect-started").get_by_text("gone on starts.").wait_for()
+    show_tab(page, "Train")
+    page.locator("#run-status").get_by_text("gone on", exact=True).wait_for()
+    page.wait_for_function("() => document.querySelector('#run-status .mapo-badge')?.textContent === 'finished'")
+
+    new = RunDir(app.home / "runs" / "gone on")
+    values = load_settings(new.config)
+    assert (values["parent"], values["training"]["steps"]) == (f"{trained}@{STEPS}", 2)
+    before, after = read_pairs(run.pairs), read_pairs(new.pairs)
+    assert len(after) == len(before) - 1
+    assert before[numbers[1]].chosen not in [p.chosen for p in after]
+    assert before[numbers[2]].chosen in [p.rejected for p in after]
 
 
 def test_scorers_are_listed_and_the_demos_measure_a_run(

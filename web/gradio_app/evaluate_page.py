@@ -16,7 +16,8 @@ from mapo_core.pairs import list_sets, read_pairs, set_folder, write_pairs
 from mapo_core.runs import mapo_home, run_job
 
 from .context import AppContext, shown
-from .results_page import BEST, lines, run_names, step_of, table_html
+from .results_page import lines, run_names, table_html
+from .run_view import BEST, step_of
 from .work import cancel_button, note, shown_while
 
 DEMO = "demo"

@@ -21,9 +21,10 @@ from mapo_core.evaluate import read_evaluation
 from mapo_core.runs import RunDir, best_step, checkpoint_step, list_runs, run_history, run_job
 
 from .context import AppContext, shown
+from .pair_view import PairSection
+from .run_view import BEST, LAST, step_of
 from .work import cancel_button, note, shown_while
 
-BEST, LAST = "best", "last"
 LAYOUTS = [("kohya: for ComfyUI, Forge and others", "kohya"), ("diffusers", "diffusers")]
 PRECISIONS = ["fp16", "bf16", "fp32"]
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
@@ -42,6 +43,7 @@ class _ResultsPage:
 
     def __init__(self, context: AppContext) -> None:
         self.context = context
+        self.pairs = PairSection(context)
 
     # --- what is on the page ------------------------------------------------------------------------------------------
 
@@ -64,6 +66,8 @@ class _ResultsPage:
             self.sheet = gr.Image(show_label=False, type="filepath", interactive=False, elem_id="results-sheet")
         with gr.Accordion("Draw new pictures: prompts, strengths, checkpoints", open=False, elem_id="results-draw-box"):
             self._draw_drawing()
+        gr.Markdown("### Pairs")
+        self.pairs.draw()
         gr.Markdown("### Take it along")
         self._draw_files()
 
@@ -124,12 +128,13 @@ class _ResultsPage:
         def follow(event: Any) -> None:
             event.success(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN).success(
                 shown(self._of_comparison), picked, of_pictures, **HIDDEN
-            )
+            ).success(*self.pairs.of_run(self.run, self.step), **HIDDEN)
 
         follow(self.run.change(shown(self._of_run), self.run, of_run, **HIDDEN))
         follow(self.refresh.click(shown(self._again), self.run, [self.run, *of_run], **HIDDEN))
         for part in (self.step.input, self.licence.submit, self.licence.blur):
             part(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN)
+        self.pairs.connect(self.run, self.step)
         self.comparison.input(shown(self._of_comparison), picked, of_pictures, **HIDDEN)
         for part in (self.row, self.prompt):
             part.input(shown(self._slide), [*picked, self.row, self.prompt], self.slider, **HIDDEN)
@@ -272,22 +277,6 @@ class _ResultsPage:
 def run_names(context: AppContext) -> list[str]:
     """The runs, newest first."""
     return [run.name for run in list_runs(context.home)]
-
-
-def step_of(run: RunDir, word: str | None) -> int:
-    """The step that a choice means.
-
-    Raises:
-        ConfigError: there is no checkpoint.
-    """
-    found = best_step(run) if word in (None, "", BEST) else None
-    if word == LAST and (latest := run.latest_checkpoint()):
-        found = checkpoint_step(latest)
-    if word and word not in (BEST, LAST):
-        found = int(word)
-    if found is None:
-        raise ConfigError(f"Run {run.name} has no checkpoint yet. Train it first, or press Save now on the Train page.")
-    return found
 
 
 def exported_file(run: RunDir, step: int, layout: str, precision: str) -> Path:

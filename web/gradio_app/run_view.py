@@ -10,11 +10,22 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from mapo_core.runs import RunDir, RunStatus, queue_entries, queue_state, reader_of, run_status
+from mapo_core import ConfigError
+from mapo_core.runs import (
+    RunDir,
+    RunStatus,
+    best_step,
+    checkpoint_step,
+    queue_entries,
+    queue_state,
+    reader_of,
+    run_status,
+)
 
 POINTS = 400  # more than a chart on the page has pixels to show apart
 LOG_BYTES = 5000
 NEWEST_SAMPLES = 12
+BEST, LAST = "best", "last"  # of a run's checkpoints
 
 _COLOURS = ("#0d9488", "#ea580c", "#6366f1", "#ca8a04", "#db2777", "#0284c7", "#65a30d", "#9333ea")  # on light and dark
 
@@ -33,6 +44,22 @@ def state_of(run: RunDir) -> tuple[str, RunStatus]:
     """The run's state as a person means it, and its status."""
     status = run_status(run)
     return queue_state(run, status, run.path.parents[1]), status
+
+
+def step_of(run: RunDir, word: str | None) -> int:
+    """The step that a choice means.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    found = best_step(run) if word in (None, "", BEST) else None
+    if word == LAST and (latest := run.latest_checkpoint()):
+        found = checkpoint_step(latest)
+    if word and word not in (BEST, LAST):
+        found = int(word)
+    if found is None:
+        raise ConfigError(f"Run {run.name} has no checkpoint yet. Train it first, or press Save now on the Train page.")
+    return found
 
 
 def stamp(run: RunDir) -> tuple[Any, ...]:

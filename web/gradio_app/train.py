@@ -225,7 +225,9 @@ def _connect(context: AppContext, form: SettingsForm, asked: dict[str, Any], pan
         return [gr.update(choices=choices, value=shown_run), *rest]
 
     assert context.app is not None
+    assert context.open_run is not None
     context.app.load(opened, context.open_run, [panel.run, *panel.outputs], **quiet)
+    context.open_run.change(opened, context.open_run, [panel.run, *panel.outputs], **quiet)  # by another page
     _connect_form(context, form, asked, private, quiet)
 
 
