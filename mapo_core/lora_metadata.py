@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 THUMBNAIL_SIDE = 256  # pixels
 _PUBLISHED_ENCODER_LAYER = {"sdxl": 2, "sd15": 1}  # counted from the end, 1 is the last
 _MIXED_PRECISION = {"fp32": "no", "auto": None}
+_OPTIONS = (
+    "label_smoothing",
+    "safeguard",
+    "safeguard_mu",
+)  # of several methods; written where they are not the default
 
 
 def lora_metadata(
@@ -187,8 +192,10 @@ def _mapo(
         official = {"margin_weight": loss.weight, "link_scale": loss.scale, "logit_scale": loss.gain}
         settings = form | ({"beta": loss.power} if method.parametrisation == "paper" else official)
     else:
-        names = [name for name in type(method).model_fields if name != "type"]
+        names = [name for name in type(method).model_fields if name != "type" and name not in _OPTIONS]
         settings = {name: getattr(loss, name, getattr(method, name)) for name in names}
+    options = {name: info for name, info in type(method).model_fields.items() if name in _OPTIONS}
+    settings |= {name: getattr(method, name) for name, info in options.items() if getattr(method, name) != info.default}
     return {
         "mapo.method": method.type,
         **{f"mapo.{name}": value for name, value in settings.items()},

@@ -160,6 +160,16 @@ METHODS: list[tuple[dict[str, Any], str, dict[str, str]]] = [
     ({"type": "diffusion_dpo"}, "m.safetensors", {"beta": "5000.0"}),
     ({"type": "diffusion_dpo", "beta": 2000}, "m.safetensors", {"beta": "2000.0"}),
     ({"type": "sft"}, "m.safetensors", {}),
+    (
+        {"type": "mapo", "label_smoothing": 0.1, "safeguard": True},
+        "m.safetensors",
+        {**official("0.1"), "label_smoothing": "0.1", "safeguard": "True"},
+    ),
+    (
+        {"type": "diffusion_dpo", "label_smoothing": 0.1},
+        "m.safetensors",
+        {"beta": "5000.0", "label_smoothing": "0.1"},
+    ),
 ]
 
 

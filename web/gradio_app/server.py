@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="mapo ui",
         description="The trainer in your browser.",
-        epilog="Examples: mapo ui      mapo ui --listen --data-root /data/pictures",
+        epilog="Example: mapo ui --listen --data-root /data/pictures",
         allow_abbrev=False,
     )
     parser.add_argument("--port", type=int, help=f"port to serve at (default: {PORT}, or the next free one)")
