@@ -33,7 +33,8 @@ def test_first_paint(app: Any, open_page: Callable[..., Any]) -> None:
 
 
 WIDER = """width => [...document.querySelectorAll('#mapo-tabs button, #mapo-tabs input, #mapo-tabs .block')]
-  .filter(e => e.offsetParent && !e.closest('.mapo-grid, .mapo-strip') && e.getBoundingClientRect().right > width + 1)
+  .filter(e => e.checkVisibility({visibilityProperty: true, opacityProperty: true}) && !e.closest('[aria-hidden=true]'))
+  .filter(e => !e.closest('.mapo-grid, .mapo-strip') && e.getBoundingClientRect().right > width + 1)
   .map(e => e.outerHTML.slice(0, 120))"""
 
 
