@@ -99,7 +99,7 @@ def test_a_run_trains_measures_resumes_and_exports_them(new_run: Run) -> None:
     assert measured[-1]["chosen_mse"] != measured[-1]["base"]["chosen_mse"]
     assert compare_run(whole, prompts=["a star"]).exists()
 
-    keys = set(load_file(whole.export / "whole.safetensors"))
+    keys = set(load_file(whole.export / f"{whole.name}.safetensors"))
     assert {k.partition("_text_model")[0] for k in keys if k.startswith("lora_te")} == {"lora_te1", "lora_te2"}
     trained = open_trained(whole)
     prompts = ["a star", LONG]
@@ -152,10 +152,11 @@ def test_the_reference_reads_prompts_without_the_adapter(new_run: Run) -> None:
     assert live["prompt_embeds"].requires_grad
 
     from mapo_core.batch import assemble, row_conditions
-    from mapo_core.evaluate.held_out import _fixed
+    from mapo_core.evaluate.held_out import fixed_randomness
 
     i = session.train_indices[0]
-    batch = assemble(session.pairs, [i], [_fixed(session.pairs, i, 0, 1, 1000, 0)], session.model, SDXL, paired=True)
+    drawn = fixed_randomness(session.pairs, i, 0, 1, 1000, 0)
+    batch = assemble(session.pairs, [i], [drawn], session.model, SDXL, paired=True)
     trained = row_conditions(session.model, SDXL, batch, slice(None))["prompt_embeds"]
     reference = row_conditions(session.model, SDXL, batch, slice(None), reference="prompt")["prompt_embeds"]
     with adapter_off(session.model.unet):

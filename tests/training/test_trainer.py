@@ -45,10 +45,10 @@ def test_a_run_ends_with_everything_that_it_promises(new_run: Run) -> None:
     assert [e["step"] for e in events_of(run, "evaluated")] == [0, 2, 4]
     end = read_events(run.events)[-1]
     assert end["type"] == "run_finished"
-    assert end["lora"] == "export/whole.safetensors"
+    assert end["lora"] == f"export/{run.name}.safetensors"
     assert {"accuracy", "margin", "chosen_mse"} <= end["held_out"].keys()
     assert [p.name for p in run.list_checkpoints()] == [f"step_0000000{i}" for i in (2, 3, 4)]  # the newest three
-    file = read_lora(run.export / "whole.safetensors")
+    file = read_lora(run.export / f"{run.name}.safetensors")
     assert file.layout == "kohya"
     assert float(file.metadata["mapo.held_out_accuracy"]) == pytest.approx(end["held_out"]["accuracy"], abs=1e-4)
     for step in (0, 2, 4):
