@@ -19,7 +19,7 @@ NAME = "#train-name input, #train-name textarea"
 
 STEP = "() => Number(/Step (\\d+) of/.exec(document.querySelector('#run-status')?.textContent ?? '')?.[1] ?? -1)"
 STATE = "() => document.querySelector('#run-status .mapo-badge')?.textContent ?? ''"
-LONG_MS = 240_000
+LONG_MS = 600_000  # a real training on two busy cores
 
 
 def wait_step(page: Any, step: int) -> None:
