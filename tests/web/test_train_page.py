@@ -53,6 +53,7 @@ def test_a_whole_training_on_the_demo_model(app: Any, open_page: Callable[..., A
     page = open_page(app.url)
     show_tab(page, "Train")
     start(page, "seen", training__steps=80)
+    page.locator("#run-status").get_by_text("seen", exact=True).wait_for()  # until then another run may be shown
     wait_step(page, 2)
     points = page.locator("#plot-loss canvas, #plot-loss svg").first
     points.wait_for()
@@ -122,6 +123,7 @@ def test_the_buttons(quick_app: Any, open_page: Callable[..., Any], show_tab: An
     page = open_page(quick_app.url)
     show_tab(page, "Train")
     start(page, "asked", training__steps=20_000)
+    page.locator("#run-status").get_by_text("asked", exact=True).wait_for()
     wait_step(page, 2)
     run = next(run for run in list_runs(quick_app.home) if run.name == "asked")
     press(page, "Pause")
