@@ -116,9 +116,16 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_run(
-    tiny_model: Path, drawn_pairs: list[dict[str, str]], shared_home: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    drawn_pairs: list[dict[str, str]],
+    shared_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Run:
-    """Create a run; keyword arguments are groups of settings, `pairs` replaces the pair set."""
+    """Create a run; keyword arguments are groups of settings, `pairs` replaces the pair set.
+
+    The caches are those of `shared_home`; the run lies in the test's own folder, so that no test takes another's name.
+    """
     monkeypatch.setenv("MAPO_HOME", str(shared_home))
 
     def make(name: str = "run", pairs: list[dict[str, Any]] | None = None, **groups: Any) -> RunDir:
@@ -141,7 +148,7 @@ def new_run(
         for group, fields in groups.items():
             values[group] = {**values.get(group, {}), **fields} if isinstance(fields, dict) else fields
         text = "".join(json.dumps(r) + "\n" for r in pairs or drawn_pairs)
-        return create_run(name, build_config(values).to_json(), text)
+        return create_run(name, build_config(values).to_json(), text, home=tmp_path)
 
     return make
 

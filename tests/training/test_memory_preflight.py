@@ -43,8 +43,8 @@ def test_the_command_says_memory_pace_time_disk_and_savings(
 
 
 def test_the_job_needs_no_pairs_and_trains_nothing(new_run: Run, tiny_model: Path, shared_home: Path) -> None:
-    new_run("sets-the-home")
-    runs = sorted((shared_home / "runs").iterdir())
+    own = new_run("sets-the-home").path.parent
+    runs = sorted(shared_home.rglob("runs/*"))
     settings: dict[str, Any] = {
         "name": "x",
         "model": {"path": str(tiny_model)},
@@ -61,7 +61,8 @@ def test_the_job_needs_no_pairs_and_trains_nothing(new_run: Run, tiny_model: Pat
     assert found["base_error"] is None
     assert "GiB" in found["text"]
     json.dumps(found)
-    assert sorted((shared_home / "runs").iterdir()) == runs
+    assert sorted(shared_home.rglob("runs/*")) == runs
+    assert [folder.name for folder in own.iterdir()] == ["sets-the-home"]
 
 
 def test_the_largest_pair_and_the_disk_of_the_cache(new_run: Run) -> None:
