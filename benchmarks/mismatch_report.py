@@ -65,6 +65,8 @@ def write_report(work: Path, out: Path) -> None:
         "scores": {t: {m: as_dict(grid.score(t, m)) for m in ("base", *GRID)} for t in order},
         "chosen": {t: {m: grid.chosen(t, m) for m in GRID} for t in order},
         "gains": {t: {m: as_dict(grid.difference(t, m, "diffusion_dpo")) for m in ("sft", *MAPO)} for t in order},
+        "forms": {t: as_dict(grid.difference(t, "mapo_paper", "mapo_official")) for t in order},
+        "forms_all": as_dict(over_tasks(grid, "mapo_paper", "mapo_official")),
         "slopes": {m: as_dict(slope(grid, mismatch, m)) for m in MAPO},
         "betas": {t: grid.betas(t) for t in order},
         "large_beta_less_sft": {t: as_dict(grid.large_beta_less_sft(t)) for t in order},
@@ -232,6 +234,23 @@ def paired(a: np.ndarray | None, b: np.ndarray | None) -> Interval | None:
     if a is None or b is None:
         return None
     return interval(lambda pick: scored(a, pick) - scored(b, pick), a)
+
+
+def over_tasks(grid: Grid, method: str, other: str) -> Interval | None:
+    """Mean over the tasks of the difference of two methods' test scores; None where a task is missing."""
+    tables: list[tuple[np.ndarray, np.ndarray]] = []
+    for task in TASKS:
+        a, b = (grid.table(task, m, grid.chosen(task, m), "test") for m in (method, other))
+        if a is None or b is None:
+            return None
+        tables.append((a, b))
+
+    def mean(rng: np.random.Generator | None) -> float:
+        drawn = [(a, b, None if rng is None else picks(rng, a)) for a, b in tables]
+        return statistics.fmean(scored(a, pick) - scored(b, pick) for a, b, pick in drawn)
+
+    rng = np.random.default_rng(0)
+    return Interval(mean(None), *percentiles(np.array([mean(rng) for _ in range(RESAMPLES)])))
 
 
 def slope(grid: Grid, mismatch: dict[str, Any], method: str) -> Interval | None:
@@ -458,6 +477,14 @@ def answers(record: dict[str, Any], pictures: dict[str, str]) -> list[str]:
         [
             [t, shown(record["large_beta_less_sft"][t], signed=True), same(record["large_beta_less_sft"][t])]
             for t in order
+        ],
+    )
+    lines += ["## Which form of MaPO?", ""]
+    lines += table(
+        ["task", "mapo_paper less mapo_official"],
+        [
+            *([t, shown(record["forms"][t], signed=True)] for t in order),
+            ["mean of the tasks", shown(record["forms_all"], signed=True)],
         ],
     )
     lines += ["## What do time and memory cost?", ""]
