@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from .buckets import Size, bucket_sizes
+from .buckets import Fit, Size, bucket_sizes
 from .cache_space import bytes_of, check_space
+from .devices import DTYPES
 from .disk_cache import DiskCache
 from .masks import MaskCache
 from .pair_plan import ImageEntry, Images, PairEntry, PairPlan, digest_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from .config import TrainConfig
     from .families.base import DiffusionModel, Family
+    from .masks import MaskSource
     from .pairs import PreferencePair
 
 Progress = "Callable[[str, int, int], None]"  # what is done, how many are, of how many
@@ -85,7 +87,11 @@ class EncodedPairs:
 
     def shards_used(self) -> dict[str, list[str]]:
         """Names of the cache's files that this set needs, by kind."""
-        return {"latents": self._latents.shards_used(), "prompts": self._prompts.shards_used()}
+        return {
+            "latents": self._latents.shards_used(),
+            "prompts": self._prompts.shards_used(),
+            "masks": self._masks.shards_used(),
+        }
 
     def prompt(self, prompt: str) -> dict[str, Tensor]:
         """The embeddings of a prompt of the set, or of the empty one."""
@@ -189,10 +195,14 @@ def encode_pairs(
     sizes = pair_buckets(config, model.resolution, model.latent_scale)
     entries = PairPlan(pairs, Images(pairs, progress), config, sizes, model.fingerprint, model.latent_scale)
     latents = DiskCache(folder / "latents", about)
-    _encode_images(model, family, entries, latents, config, progress)
-    masks = MaskCache(DiskCache(folder / "masks"), config.loss.mask_floor)
+    masks = MaskCache(DiskCache(folder / "masks", {"precision": "fp32"}), config.loss.mask_floor)
+    codes, total, needed = _missing_images(entries, latents, model.latent_scale, DTYPES[config.cache.precision])
     if entries.masked:
-        masks.prepare(((i.mask, i.fit, e.bucket) for e in entries for i in (e.chosen, e.rejected)), model.latent_scale)
+        needed += masks.missing_bytes(MasksOf(entries), model.latent_scale)
+    check_space(folder, needed, "images and masks" if entries.masked else "images")
+    if entries.masked:  # first: they are quick, and what is wrong with one is said before images are encoded for hours
+        masks.prepare(MasksOf(entries), model.latent_scale)
+    _encode_images(model, family, entries, latents, codes, total, DTYPES[config.cache.precision], progress)
     return EncodedPairs(entries, latents, prompts, model.latent_scale, masks), prompts
 
 
@@ -207,6 +217,16 @@ class PromptsOf:
         yield from self._extra
         for pair in self._pairs:
             yield from (p for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None)
+
+
+class MasksOf:
+    """The masks of a set with what their images are fitted to, as often as they are gone through."""
+
+    def __init__(self, entries: PairPlan) -> None:
+        self._entries = entries
+
+    def __iter__(self) -> Iterator[tuple[MaskSource | None, Fit, Size]]:
+        return ((image.mask, image.fit, e.bucket) for e in self._entries for image in (e.chosen, e.rejected))
 
 
 def pair_buckets(config: TrainConfig, native_resolution: int, latent_scale: int = 8) -> tuple[Size, ...]:
@@ -224,14 +244,13 @@ def _encode_images(
     family: Family,
     entries: PairPlan,
     cache: DiskCache,
-    config: TrainConfig,
+    codes: array[int],
+    total: int,
+    dtype: torch.dtype,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Encode what is missing, some thousand images at a time, those of a bucket together."""
-    codes, total, pixels = _missing_images(entries, cache)
-    dtype = torch.bfloat16 if config.cache.precision == "bf16" else torch.float32
-    values = 2 * 4 / model.latent_scale**2  # mean and spread of four channels, per pixel
-    check_space(cache.folder, int(pixels * values * dtype.itemsize), "images")
+    """Encode what is missing, as `_missing_images` found it, some thousand images at a time, those of a bucket
+    together."""
     done = 0
     with ThreadPoolExecutor(4) as pool:
         for start in range(0, len(codes), _PART):
@@ -256,8 +275,10 @@ def _work_of(entries: PairPlan, codes: Iterable[int]) -> Work:
     return work
 
 
-def _missing_images(entries: PairPlan, cache: DiskCache) -> tuple[array[int], int, int]:
-    """Numbers of the images that are not in the cache whole; how many entries they lack, and of how many pixels."""
+def _missing_images(
+    entries: PairPlan, cache: DiskCache, latent_scale: int, dtype: torch.dtype
+) -> tuple[array[int], int, int]:
+    """Numbers of the images that are not in the cache whole; how many entries they lack, and the bytes of those."""
     codes, lacking, pixels = array("q"), 0, 0
     for part in _parts(entries.images_by_bucket().tolist(), _PART):
         of_key = {key: code for code in part for key in _work_of(entries, [code])}
@@ -265,7 +286,8 @@ def _missing_images(entries: PairPlan, cache: DiskCache) -> tuple[array[int], in
         codes.extend(dict.fromkeys(of_key[key] for key in missing))
         lacking += len(missing)
         pixels += sum(w * h for w, h in (entries.image(of_key[key])[1] for key in missing))
-    return codes, lacking, pixels
+    values = 2 * 4 / latent_scale**2  # mean and spread of four channels, per pixel
+    return codes, lacking, int(pixels * values * dtype.itemsize)
 
 
 def _encode_part(

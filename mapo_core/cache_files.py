@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .runs import RunDir
 
 FORMAT = "mapo-cache-1"  # what our shards say of themselves; nothing else is ever removed
-KINDS = ("latents", "prompts")
+KINDS = ("latents", "prompts", "masks")
 DAY_S = 86_400.0
 
 _USED = "cache.json"
@@ -28,14 +28,15 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class CacheShard:
-    """A file of encoded images or prompts.
+    """A file of encoded images or prompts, or of masks.
 
     Attributes:
         path: the file.
-        kind: "latents" or "prompts".
+        kind: "latents", "prompts" or "masks".
         size: bytes.
         last_used: Unix time at which a run last read or wrote it, seconds.
-        model: what it was encoded with, as the run named it; "" in files of the first version.
+        model: what it was encoded with, as the run named it; "" in files of the first version, and of masks, which
+            suit every model.
         precision: "fp32" or "bf16"; "" likewise.
         runs: names of the runs that need it.
     """
@@ -116,6 +117,7 @@ def plan_prune(*, older_than_days: float | None = None, unused: bool = False, ho
     if older_than_days is None and not unused:
         raise CacheError("Say what may go: what no run needs (--unused), or what is older than so many days.")
     busy: set[str] = set()
+    blind: set[str] = set()  # kinds of which a run that is being trained does not say what it needs
     unknown: list[str] = []
     for run in list_runs(home):
         needs = _needs(run)
@@ -123,12 +125,13 @@ def plan_prune(*, older_than_days: float | None = None, unused: bool = False, ho
             if needs is None or _begun_since(run):
                 raise CacheError(f"Run {run.name} is being prepared. Wait until it trains, or stop it, and try again.")
             busy |= needs
+            blind |= set(KINDS) - _kinds_said(run)
         if needs is None:
             unknown.append(run.name)
     shards = list_cache(home)
     limit = None if older_than_days is None else time.time() - older_than_days * DAY_S
     chosen = [s for s in shards if (not unused or not s.runs) and (limit is None or s.last_used < limit)]
-    free = [s for s in chosen if s.path.name not in busy]
+    free = [s for s in chosen if s.path.name not in busy and s.kind not in blind]
     return PrunePlan(tuple(free), len(shards) - len(free), len(chosen) - len(free), tuple(unknown))
 
 
@@ -168,6 +171,14 @@ def _needs(run: RunDir) -> set[str] | None:
         return {str(name) for names in used.values() for name in names}
     except (OSError, ValueError, AttributeError, TypeError):
         return None
+
+
+def _kinds_said(run: RunDir) -> set[str]:
+    """The kinds of shards of which a run has said what it needs; of masks earlier versions did not."""
+    try:
+        return set(json.loads((run.path / _USED).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
 
 
 def _begun_since(run: RunDir) -> bool:

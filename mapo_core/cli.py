@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pairs import LintReport, PreferencePair, RowFilter
     from .runs import Lifetime, RunDir
 
+SLOW_CHECK = 1000  # pairs from which on a check shows how far it is
 TRAINING = {"train", "sweep"}
 TAKE_SETTINGS = {"train", "pairs", "lint", "mismatch", "sweep", "continue", "preflight"}
 EPILOG = "Runs and caches are kept in $MAPO_HOME (default: the user's data folder)."
@@ -124,7 +125,7 @@ def lint(args: argparse.Namespace) -> int:
     values = settings_of(args)
     values.setdefault("name", "lint")
     config, found = config_and_pairs(values, args, generate=False)
-    report = lint_set(found, config, with_model=args.model is not None, extra=args.findings)
+    report = lint_set(found, config, with_model=args.model is not None, extra=args.findings, check_all=args.all)
     if args.json:
         Path(args.json).write_text(report.to_json(), encoding="utf-8")
     print(report.render())
@@ -341,9 +342,14 @@ def generated_pairs(
 
 
 def lint_set(
-    found: Sequence[PreferencePair], config: TrainConfig, with_model: bool = True, extra: Any = ()
+    found: Sequence[PreferencePair],
+    config: TrainConfig,
+    with_model: bool = True,
+    extra: Any = (),
+    check_all: bool = False,
 ) -> LintReport:
-    """The linter with the model's resolution and tokenizer."""
+    """The linter with the model's resolution and tokenizer; of a large set it shows how far it is."""
+    from .console import counted
     from .families import FAMILIES, count_tokens, detect, load_tokenizers
     from .pairs import lint_pairs
 
@@ -363,6 +369,8 @@ def lint_set(
         count_tokens=count,
         token_window=window,
         found=extra,
+        progress=counted("checking the images") if len(found) > SLOW_CHECK else None,
+        check_all=check_all,
     )
 
 
@@ -447,6 +455,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_images(sub)
     sub.add_argument("--json", metavar="FILE", help="write the report as JSON, too")
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="decode every image of more than 20 000 pairs too; otherwise those of 5000 of them, drawn at random",
+    )
 
     add("runs", runs, "List the runs with state, step, time left and LoRA.", "mapo runs")
     sub = add(

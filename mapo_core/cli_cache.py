@@ -34,7 +34,7 @@ def _list() -> int:
         used = "today" if age < 1 else f"{age:.0f} days ago"
         needed = ", ".join(row["runs"][:3]) + (", ..." if len(row["runs"]) > 3 else "") or "none that says so"
         size, precision = gigabytes(row["size"]), row["precision"] or "?"
-        model = row["model"] or "unknown (an older version)"
+        model = row["model"] or ("any model" if row["kind"] == "masks" else "unknown (an older version)")
         print(f"{size:>10}  {row['files']:>6}  {row['kind']:<8} {precision:<9} {used:<12} {model}; {needed}")
     print(f"{gigabytes(sum(row['size'] for row in rows)):>10}  in {folder}")
     return 0
@@ -61,7 +61,7 @@ def add_cache(add: Callable[[str, Any, str, str], argparse.ArgumentParser]) -> N
     sub = add(
         "cache",
         cache,
-        "Show how much disk the encoded images and prompts take, by model; or remove what nobody needs.",
+        "Show how much disk encoded images, prompts and masks take, by model; or remove what nobody needs.",
         "mapo cache --prune --unused --yes",
     )
     sub.add_argument("--list", action="store_true", help="show what there is (the default)")

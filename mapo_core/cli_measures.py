@@ -144,7 +144,7 @@ def preflight(args: argparse.Namespace, report: Reporter) -> int:
     """Measure what a run would need."""
     from .cli import settings_of
     from .config import build_config
-    from .pairs import read_pairs
+    from .pairs import load_pairs
     from .preflight import preflight
 
     values = settings_of(args)
@@ -153,7 +153,7 @@ def preflight(args: argparse.Namespace, report: Reporter) -> int:
     if args.model is not None:
         values.setdefault("model", {})["path"] = args.model
     config = build_config(values)
-    found = preflight(config, read_pairs(Path(args.pairs)) if args.pairs else (), progress=report.phase)
+    found = preflight(config, load_pairs(Path(args.pairs)) if args.pairs else (), progress=report.phase)
     write_json(args.json, found.as_dict())
     report.result(found.as_dict(), found.render())
     return 0
@@ -162,7 +162,6 @@ def preflight(args: argparse.Namespace, report: Reporter) -> int:
 def sweep(args: argparse.Namespace, report: Reporter) -> int:
     """Train and measure a grid of settings, and rank them."""
     from .cli import config_and_pairs, lint_set, settings_of
-    from .pairs import pairs_text
     from .sweep import grid_points, run_sweep
 
     grid: dict[str, list[str]] = {}
@@ -192,7 +191,7 @@ def sweep(args: argparse.Namespace, report: Reporter) -> int:
     }
     result = run_sweep(
         settings,
-        pairs_text(pairs),
+        pairs,
         grid,
         evaluate=options,
         rank_by=args.rank_by,
@@ -225,12 +224,12 @@ def config_and_chosen(args: argparse.Namespace) -> tuple[TrainConfig, Sequence[P
     from .cli import settings_of
     from .config import build_config, load_config
     from .families import detect
-    from .pairs import PreferencePair, prompts_from_folder, read_pair_source, read_pairs
+    from .pairs import PreferencePair, load_pairs, prompts_from_folder, read_pair_source
     from .runs import open_run
 
     if args.run is not None:
         run = open_run(args.run)
-        return load_config(run.config), read_pairs(run.pairs)
+        return load_config(run.config), load_pairs(run.pairs)
     values = settings_of(args)
     values.setdefault("name", args.command)
     model, data = values.setdefault("model", {}), values.setdefault("data", {})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .runs import EventTail, start_run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .runs import RunDir, RunHandle
 
 LINE_EVERY_S = 10.0  # seconds between two lines where the output is not a terminal
@@ -50,6 +52,20 @@ class ProgressLine:
             self._width = 0
         self.stream.write(f"{text}\n")
         self.stream.flush()
+
+
+def counted(what: str, stream: TextIO | None = None) -> Callable[[int, int], None]:
+    """Progress on a line of its own, with the time left; to be called with how much is done, and of how much."""
+    line, started = ProgressLine(stream or sys.stderr), time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        passed = time.monotonic() - started
+        left = f", {duration(passed / done * (total - done))} left" if 0 < done < total and passed > 2 else ""
+        line.show(f"{what} {done}/{total}{left}", final=done == total)
+        if done == total and line.live:
+            line.stream.write("\n")
+
+    return show
 
 
 def start_and_follow(run: RunDir, stream: TextIO | None = None) -> int:

@@ -16,7 +16,7 @@ from .errors import PairsError, RunError
 from .runs import RunDir, checkpoint_step, create_run, folder_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from .config import TrainConfig
@@ -52,7 +52,7 @@ def continue_run(
         RunError: there is no such checkpoint.
         ConfigError: the settings are wrong.
     """
-    from .pairs import pairs_text
+    from .pairs import pair_lines
 
     path = run.latest_checkpoint() if step is None else run.checkpoint_path(step)
     if path is None or not path.exists():
@@ -68,7 +68,7 @@ def continue_run(
     if "warmup_steps" not in (settings or {}).get("optimizer", {}):
         merged["optimizer"]["warmup_steps"] = 0  # the weights are warm
     config = build_config(merged)
-    new = create_run(config.name, config.to_json(), pairs_text(pairs), home)
+    new = create_run(config.name, config.to_json(), pair_lines(pairs), home)
     with folder_atomic(new.path / START) as folder:
         for part in ("lora.safetensors", "training.safetensors", "optimizer.safetensors", "state.json"):
             if (path / part).exists():
@@ -77,33 +77,35 @@ def continue_run(
     return new
 
 
-def changed_pairs(run: RunDir, values: dict[str, Any], exclude: set[int], flip: set[int]) -> list[PreferencePair]:
-    """The parent's pairs with the changes made, each marked with whether the parent held it out.
+def changed_pairs(run: RunDir, values: dict[str, Any], exclude: set[int], flip: set[int]) -> Iterator[PreferencePair]:
+    """The parent's pairs with the changes made, each marked with whether the parent held it out, one after the other.
 
     Raises:
         PairsError: there is no such pair, or one is in both lists, or none is left.
     """
     from .data_order import divide_pairs
-    from .pairs import read_pairs
+    from .pairs import load_pairs
 
-    pairs = read_pairs(run.pairs)
-    if odd := sorted((exclude | flip) - set(range(len(pairs)))):
+    pairs = load_pairs(run.pairs)
+    if odd := sorted(i for i in exclude | flip if not 0 <= i < len(pairs)):
         raise PairsError(
             f"Run {run.name} has no pair {', '.join(map(str, odd))}: they are numbered from 0 to {len(pairs) - 1}, as "
             "the lines of its pairs.jsonl; see: mapo inspect."
         )
     if both := sorted(exclude & flip):
         raise PairsError(f"Pair {', '.join(map(str, both))} is to be left out and turned round; choose one of the two.")
-    trained, _ = divide_pairs(pairs, values.get("data", {}).get("held_out", 0.1), values.get("seed", 0))
-    if not set(trained) - exclude:
+    trained, held = divide_pairs(pairs, values.get("data", {}).get("held_out", 0.1), values.get("seed", 0))
+    if all(place in exclude for place in trained):
         raise PairsError("No pair to train on is left. Exclude fewer.")
-    is_trained = set(trained)
-    found = []
-    for place, pair in enumerate(pairs):
-        if place not in exclude:
-            marked = pair.model_copy(update={"held_out": place not in is_trained})
-            found.append(flipped(marked) if place in flip else marked)
-    return found
+    marks = bytearray(len(pairs))
+    for place in held:
+        marks[place] = 1
+    marked = (
+        (place, pair.model_copy(update={"held_out": bool(marks[place])}))
+        for place, pair in enumerate(pairs)
+        if place not in exclude
+    )
+    return (flipped(pair) if place in flip else pair for place, pair in marked)
 
 
 def flipped(pair: PreferencePair) -> PreferencePair:

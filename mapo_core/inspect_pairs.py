@@ -170,8 +170,8 @@ def inspect_run(
             )
     curves = [by_pair(errors) for errors in measured]
     gains = {p: mean_and_error([b - a for a, b in zip(curves[0][p][2], curves[-1][p][2], strict=True)]) for p in places}
-    trained = set(session.train_indices)
-    suspects = sorted((p for p in places if p in trained), key=lambda p: gains[p][0])[:influence_pairs]
+    held = set(session.held_out_indices)
+    suspects = sorted((p for p in places if p not in held), key=lambda p: gains[p][0])[:influence_pairs]
     influences = influence_on_held_out(session, suspects, influence_draws, progress) if suspects else {}
     views = [view(session, p, curves, gains[p], influences.get(p)) for p in places]
     found = Inspection(
@@ -339,13 +339,13 @@ def explanation(session: Session, draws: int, influences: dict[int, Any], influe
 
 def store(run: RunDir, found: Inspection) -> None:
     """Write the JSON and the sheet into the run's folder."""
-    from .pairs import read_pairs
+    from .pairs import open_pairs
     from .pictures import pair_sheet, save_image
 
     folder = run.path / "inspection"
     folder.mkdir(exist_ok=True)
     name = f"step_{found.steps[-1]:08d}"
-    pairs = read_pairs(run.pairs)
+    pairs = open_pairs(run.pairs)
     shown = found.pairs if len(found.pairs) <= 8 else [*found.pairs[:5], *found.pairs[-3:]]
     titled = [pairs[p.index].model_copy(update={"prompt": f"{p.index} {p.verdict}: {p.prompt}"}) for p in shown]
     save_image(pair_sheet(titled), folder / f"{name}.png")

@@ -86,17 +86,19 @@ def lint(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """The check of a pair set.
 
     Args:
-        arguments: `pairs` (path of a pair set), `resolution` (pixels).
+        arguments: `pairs` (path of a pair set), `resolution` (pixels), `check_all` (decode every image of a large
+            set too).
         progress: of the work.
 
     Returns:
         `findings`: level, code, message, pairs and paths of each, errors first.
     """
-    from .pairs import lint_pairs, read_pairs
+    from .pairs import lint_pairs, load_pairs
 
     report = lint_pairs(
-        read_pairs(Path(arguments["pairs"])),
+        load_pairs(Path(arguments["pairs"])),
         resolution=arguments["resolution"],
+        check_all=arguments.get("check_all", False),
         progress=lambda done, total: progress("looking at the images", done, total),
     )
     return json.loads(report.to_json())
@@ -155,7 +157,7 @@ def mismatch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """
     from .config import build_config
     from .evaluate import load_embedder, measure_mismatch, mismatch_sheet
-    from .pairs import read_pairs
+    from .pairs import load_pairs
     from .pictures import save_image
 
     config = build_config(arguments["settings"])
@@ -163,7 +165,7 @@ def mismatch(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     said = _Phases(progress)
     found, pictures = measure_mismatch(
         config,
-        read_pairs(Path(arguments["pairs"])),
+        load_pairs(Path(arguments["pairs"])),
         embedder,
         count=arguments["count"],
         num_inference_steps=arguments["num_inference_steps"],
@@ -218,13 +220,13 @@ def sweep(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
     Returns:
         `text` for people, and the table as `sweep`.
     """
-    from .pairs import pairs_text, read_pairs
+    from .pairs import load_pairs
     from .sweep import run_sweep
 
     said = _Phases(progress)
     found = run_sweep(
         arguments["settings"],
-        pairs_text(read_pairs(Path(arguments["pairs"]))),
+        load_pairs(Path(arguments["pairs"])),
         arguments["grid"],
         evaluate=arguments.get("evaluate"),
         rank_by=arguments["rank_by"],
@@ -249,10 +251,10 @@ def preflight(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
         does not fit whatever is saved is an error whose message says what to change.
     """
     from .config import build_config
-    from .pairs import read_pairs
+    from .pairs import load_pairs
     from .preflight import preflight
 
-    pairs = read_pairs(Path(arguments["pairs"])) if arguments.get("pairs") else ()
+    pairs = load_pairs(Path(arguments["pairs"])) if arguments.get("pairs") else ()
     found = preflight(build_config(arguments["settings"]), pairs, progress=lambda what: progress(what, 0, 1))
     return {"text": found.render(), **found.as_dict()}
 

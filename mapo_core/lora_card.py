@@ -12,8 +12,10 @@ from .report import changed_settings
 from .runs import checkpoint_step, read_events, write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from .pairs import PreferencePair
     from .runs import RunDir
 
 LICENCE_NOTICE = (
@@ -21,6 +23,7 @@ LICENCE_NOTICE = (
     "and the rights of the pictures, and write here what others may do with this file. Nothing is granted until you do."
 )
 _KEPT_HEAD = "README"
+_ORIGINS = 1000  # different origins of prompts that are counted
 
 
 def model_card(run: RunDir, step: int | None = None, licence: str = "") -> str:
@@ -35,14 +38,14 @@ def model_card(run: RunDir, step: int | None = None, licence: str = "") -> str:
         ConfigError: the run's config cannot be read.
         RunError: the run has no checkpoint.
     """
-    from .pairs import read_pairs
+    from .pairs import open_pairs
 
     steps = [checkpoint_step(path) for path in run.list_checkpoints()]
     if step is None and not steps:
         raise RunError(f"Run {run.name} has no checkpoint, so there is no LoRA to describe. Train it first.")
     step = steps[-1] if step is None else step
     config = load_config(run.config)
-    pairs = read_pairs(run.pairs)
+    pairs = open_pairs(run.pairs)
     base = config.model.path
     head = [
         "---",
@@ -98,16 +101,27 @@ def save_model_card(folder: Path, text: str) -> Path:
     return path
 
 
-def _data(pairs: list[Any], held_out: int) -> list[str]:
-    origins = Counter(p.source.partition(";")[2].strip() or p.source or "not said" for p in pairs)
-    kinds = Counter("a caption file" if o.endswith(".txt") else o for o in origins.elements())
-    prompts = len({p.prompt for p in pairs})
+def _data(pairs: Sequence[PreferencePair], held_out: int) -> list[str]:
+    from .pairs.views import count_different
+
+    kinds: Counter[str] = Counter()
+    for pair in pairs:
+        origin = pair.source.partition(";")[2].strip() or pair.source or "not said"
+        kinds["a caption file" if origin.endswith(".txt") else origin] += 1
+        if len(kinds) > _ORIGINS:
+            kinds = Counter(dict(kinds.most_common(_ORIGINS // 2)))
+    prompts = count_different(p.prompt for p in pairs)
     said = ", ".join(f"{name} ({n})" for name, n in kinds.most_common(4))
     lines = [
         f"- {len(pairs)} pairs, {held_out} of them held out from training to measure with",
         f"- {prompts} different prompts; they come from: {said}",
     ]
-    examples = list(dict.fromkeys(p.prompt for p in pairs if p.prompt))[:3]
+    examples: dict[str, None] = {}
+    for pair in pairs:
+        if pair.prompt:
+            examples[pair.prompt] = None
+        if len(examples) == 3:
+            break
     return lines + [f"- for example: {' '.join(text.split())[:120]}" for text in examples]
 
 

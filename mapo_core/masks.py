@@ -15,7 +15,7 @@ from .pairs.lint import MASK_TOLERANCE
 from .pairs.masks import has_transparency, mask_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from typing import Literal
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from .buckets import Fit, Size
     from .disk_cache import DiskCache
 
+    MaskJob = tuple["MaskSource | None", Fit, Size]  # a mask, and how its image is fitted to its bucket
+
 _SHARD_ENTRIES = 256
+_VALUE_BYTES = 4  # float32
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,46 @@ class MaskCache:
         self._cache = cache
         self._floor = floor
 
-    def prepare(self, masks: Iterable[tuple[MaskSource | None, Fit, Size]], latent_scale: int) -> None:
-        """Store what is missing.
+    def missing_bytes(self, masks: Iterable[MaskJob], latent_scale: int) -> int:
+        """Disk that the masks will take that are not stored yet, bytes; `masks` need not fit into memory."""
+        return sum(
+            (bucket[0] // latent_scale) * (bucket[1] // latent_scale) * _VALUE_BYTES
+            for part in self._missing(masks)
+            for _, _, bucket in part.values()
+        )
+
+    def prepare(self, masks: Iterable[MaskJob], latent_scale: int) -> None:
+        """Store what is missing; `masks` need not fit into memory.
 
         Raises:
             PairsError: a mask cannot be read or is black everywhere in its crop.
         """
-        work = {mask.key: (mask, fit, bucket) for mask, fit, bucket in masks if mask is not None}
-        missing = self._cache.missing(work)
-        for start in range(0, len(missing), _SHARD_ENTRIES):
+        for part in self._missing(masks):
             ready = {}
-            for key in missing[start : start + _SHARD_ENTRIES]:
-                mask, fit, bucket = work[key]
+            for key, (mask, fit, bucket) in part.items():
                 grid = mask_grid(mask.path, fit, bucket, latent_scale, alpha=mask.alpha)
                 ready[key] = {"mask": torch.from_numpy(grid)}
             self._cache.put(ready)
+
+    def shards_used(self) -> list[str]:
+        """Names of the files with masks that were looked up or written."""
+        return self._cache.shards_used()
+
+    def _missing(self, masks: Iterable[MaskJob]) -> Iterator[dict[str, tuple[MaskSource, Fit, Size]]]:
+        """What is not stored, each once, some at a time: key -> mask, fit and bucket."""
+        seen: set[int] = set()  # 64 bits of each key
+        waiting: dict[str, tuple[MaskSource, Fit, Size]] = {}
+        for mask, fit, bucket in masks:
+            if mask is None or (short := int(mask.key[:16], 16)) in seen:
+                continue
+            seen.add(short)
+            if self._cache.missing([mask.key]):
+                waiting[mask.key] = (mask, fit, bucket)
+            if len(waiting) == _SHARD_ENTRIES:
+                yield waiting
+                waiting = {}
+        if waiting:
+            yield waiting
 
     def get(self, mask: MaskSource, flip: bool = False) -> Tensor:
         """A mask, [1, h, w] float32 in 0-1, mirrored if `flip`."""

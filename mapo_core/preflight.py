@@ -15,6 +15,7 @@ from .memory_plan import GIB, Plan, read_decision
 from .methods import DreamBoothConfig
 from .pairs import PreferencePair, pairs_text
 from .pairs.images import image_size
+from .pairs.views import count_different
 from .runs import EventWriter, RunDir, read_events
 from .sections import TrackingConfig
 
@@ -36,7 +37,7 @@ class Needs:
         peak_memory_bytes: of two steps on the largest pictures, on the device; of the process where there is none.
         budget_bytes: what it may take.
         seconds_per_step, seconds_total: of a step, and of all of them without pictures and measures.
-        cache_bytes: disk that the encoded images and prompts will take, about.
+        cache_bytes: disk that the encoded images, prompts and masks will take, about.
         base_error: how far the frozen model is off in fewer bits; None in full precision.
         device, resolution, family: of the run.
     """
@@ -172,8 +173,25 @@ def noise_pair(folder: Path, side: int) -> PreferencePair:
 
 
 def cache_bytes(pairs: Sequence[PreferencePair], config: TrainConfig, latent_pixels: int, prompt_bytes: int) -> int:
-    """Disk of the cache, about: mean and spread of four channels per image, and the embeddings of every prompt."""
+    """Disk of the cache, about: mean and spread of four channels per image, the embeddings of every prompt, and masks.
+
+    Of images whose transparency is the mask it counts a mask for each, because telling which have some takes a look
+    into every file.
+    """
     number = 2 if config.cache.precision == "bf16" else 4
-    images = len({p for pair in pairs for p in (pair.chosen, pair.rejected)}) * (2 if config.data.flip else 1)
-    prompts = len({p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None})
-    return images * latent_pixels * 4 * 2 * number + (prompts + 1) * prompt_bytes
+    images = count_different(str(p) for pair in pairs for p in (pair.chosen, pair.rejected))
+    prompts = count_different(
+        p for pair in pairs for p in (pair.prompt, pair.rejected_prompt, pair.base_prompt) if p is not None
+    )
+    masks = 0
+    if config.loss.mask == "alpha":
+        masks = images
+    elif config.loss.mask == "file":
+        masks = count_different(
+            f"{mask}\0{image}"
+            for pair in pairs
+            for image, mask in ((pair.chosen, pair.chosen_mask), (pair.rejected, pair.rejected_mask))
+            if mask is not None
+        )
+    latents = images * (2 if config.data.flip else 1) * latent_pixels * 4 * 2 * number
+    return latents + (prompts + 1) * prompt_bytes + masks * latent_pixels * 4

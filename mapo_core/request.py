@@ -98,7 +98,7 @@ def request_run(
     """
     from .config import build_config, merge_settings
     from .families import FAMILIES, detect
-    from .pairs import lint_pairs, pairs_text, require_scores
+    from .pairs import lint_pairs, pair_lines, require_scores
     from .runs import create_run
 
     config = build_config(merge_settings(values, {"data": {"pairs": "pairs.jsonl"}}))
@@ -120,10 +120,10 @@ def request_run(
     )
     if report.errors:
         raise PairsError(
-            f"The pairs have {len(report.errors)} errors, so nothing was started. Repair or exclude these pairs:",
+            f"The pairs have {report.count('error')} errors, so nothing was started. Repair or exclude these pairs:",
             problems=[finding.message for finding in report.errors],
         )
-    return create_run(config.name, config.to_json(), pairs_text(pairs.pairs), home), report
+    return create_run(config.name, config.to_json(), pair_lines(pairs.pairs), home), report
 
 
 def settings_text(values: dict[str, Any]) -> str:

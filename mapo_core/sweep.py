@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from .config import build_config, set_value
@@ -15,8 +16,11 @@ from .evaluate import Interval, read_evaluation
 from .runs import EventTail, RunDir, create_run, mapo_home, open_run, run_job, run_status, start_run, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from .config import TrainConfig
+    from .pairs import PreferencePair
 
 EQUAL = ("training.", "data.", "model.", "validation.", "cache.", "checkpoint.", "export.", "name", "seed", "parent")
 ACCURACY, MARGIN = "accuracy", "margin"
@@ -112,7 +116,7 @@ def grid_points(grid: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
 
 def run_sweep(
     values: dict[str, Any],
-    pairs: str,
+    pairs: str | Sequence[PreferencePair],
     grid: Mapping[str, Sequence[str]],
     *,
     evaluate: Mapping[str, Any] | None = None,
@@ -125,7 +129,7 @@ def run_sweep(
 
     Args:
         values: settings that all trials share, unchecked; `name` names the sweep.
-        pairs: content of pairs.jsonl.
+        pairs: to train on, or as the content of pairs.jsonl.
         grid: setting -> values as text, for example {"method.beta": ["8", "32"]}.
         evaluate: arguments of `jobs.evaluate` beside the run, for example {"scorers": ["clip"]}.
         rank_by: "accuracy" or "margin" on held-out pairs, or the name of a scorer that `evaluate` uses.
@@ -146,12 +150,12 @@ def run_sweep(
     name = str(values.get("name", ""))
     configs = [_config(values, point, f"{name}-{i:02d}") for i, point in enumerate(points, start=1)]
     folder = mapo_home() / "sweeps" / _config(values, {}, name).name
-    key = hashlib.sha256("".join([*(c.to_json() for c in configs), pairs]).encode()).hexdigest()
+    key = _key(configs, _lines(pairs))
     names = _open(folder, key, len(points))
     trials: list[Trial] = []
     for i, (config, point) in enumerate(zip(configs, points, strict=True)):
         if names[i] is None:
-            names[i] = create_run(config.name, config.to_json(), pairs).name
+            names[i] = create_run(config.name, config.to_json(), _lines(pairs)).name
             _save(folder, key, names)
         run = open_run(names[i] or "")
         shown = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in point.items())
@@ -175,6 +179,21 @@ def run_sweep(
     write_atomic(folder / "result.json", json.dumps(found.as_dict(), indent=2, ensure_ascii=False) + "\n")
     write_atomic(folder / "result.txt", found.render() + "\n")
     return found
+
+
+def _lines(pairs: str | Sequence[PreferencePair]) -> Iterable[str]:
+    """The content of pairs.jsonl, in pieces."""
+    from .pairs import pair_lines
+
+    return [pairs] if isinstance(pairs, str) else pair_lines(pairs)
+
+
+def _key(configs: Iterable[TrainConfig], lines: Iterable[str]) -> str:
+    """What was asked for, as one number."""
+    digest = hashlib.sha256()
+    for text in chain((config.to_json() for config in configs), lines):
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def rank(trials: Sequence[Trial], rank_by: str) -> list[Trial]:

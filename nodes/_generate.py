@@ -11,8 +11,8 @@ from ..mapo_core.pairs import (
     GenerationSettings,
     PairSet,
     draw_rejected,
+    load_pairs,
     prompts_from_folder,
-    read_pairs,
     rejected_folder,
 )
 from . import _comfy
@@ -51,7 +51,7 @@ def with_checkpoint(request: Request, checkpoint: str, bar: _comfy.Progress) -> 
         },
         bar,
     )
-    return PairSet(read_pairs(Path(result["pairs"])))
+    return PairSet(load_pairs(Path(result["pairs"])))
 
 
 def with_comfy(request: Request, model: Any, clip: Any, vae: Any, bar: _comfy.Progress) -> PairSet:

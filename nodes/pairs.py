@@ -14,6 +14,8 @@ from ._types import Pairs, Settings
 CATEGORY = "MaPO/pairs"
 MATCHES = {"file name": "stem", "order": "order", "random, same prompt": "random"}
 
+_LONG_LIST = 20_000_000  # bytes; some 80 000 pairs
+
 _PROMPT = "One prompt for every image that has neither a .txt file beside it nor a prompt in its metadata."
 _TRIGGER = "A word put before every prompt; say it later in a prompt to call the style. Empty: none."
 
@@ -151,6 +153,8 @@ class PairsFromFile(io.ComfyNode):
             return str([place, others])
         if place.is_dir() or place.suffix.lower() == ".parquet":
             return str([_comfy.folder_state(place) if place.is_dir() else place.stat().st_mtime_ns, others])
+        if place.stat().st_size > _LONG_LIST:  # asking a million images for their time would hold up every Run
+            return str([place.stat().st_size, place.stat().st_mtime_ns, others])
         return str([_comfy.images_state(read_pair_set(place).pairs), place.stat().st_mtime_ns, others])
 
     @classmethod

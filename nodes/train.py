@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..mapo_core import (
     merge_settings,
     run_chart,
 )
-from ..mapo_core.pairs import PairSet, pairs_text, require_scores
+from ..mapo_core.pairs import PairSet, pair_lines, require_scores
 from ..mapo_core.runs import (
     RunDir,
     create_run,
@@ -205,10 +206,9 @@ def find_or_create(config: TrainConfig, pairs: PairSet, if_stopped: str) -> RunD
         raise ConfigError("There are no pairs to train on. Check the Preference Pairs node.")
     if "chosen_score" in config.method.build("sdxl").needs:
         require_scores(pairs.pairs, config.method.type)
-    text = pairs_text(pairs.pairs)
-    files = [path for p in pairs.pairs for path in (p.chosen, p.rejected, p.chosen_mask, p.rejected_mask) if path]
-    files += [Path(path) for path in (config.model.path, config.model.vae) if path and Path(path).is_file()]
-    key = request_key(config.to_json(), text, files)
+    weights = (Path(path) for path in (config.model.path, config.model.vae) if path and Path(path).is_file())
+    images = (f for p in pairs.pairs for f in (p.chosen, p.rejected, p.chosen_mask, p.rejected_mask) if f)
+    key = request_key(config.to_json(), pair_lines(pairs.pairs), chain(weights, images))
     known = [(run, run_status(run).state) for run in runs_of_request(key)]
     for run, state in known:
         if state == "finished" and (run.export / f"{run.name}.safetensors").exists():
@@ -216,7 +216,7 @@ def find_or_create(config: TrainConfig, pairs: PairSet, if_stopped: str) -> RunD
     for run, state in known:
         if state in ("running", "paused", "stopping") or (if_stopped != ANEW and state in _AGAIN):
             return run
-    run = create_run(config.name, config.to_json(), text)
+    run = create_run(config.name, config.to_json(), pair_lines(pairs.pairs))
     remember_request(run, key)
     return run
 

@@ -75,6 +75,27 @@ def test_only_what_is_asked_for_goes(home: Path) -> None:
     assert [p.exists() for p in (needed, old, new, foreign)] == [True, False, True, True]
 
 
+def test_masks_are_listed_and_pruned_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needed, old = fill(home, "a", "", "masks"), fill(home, "b", "", "masks", days=90)
+    run = create_run("ink", "{}", "")
+    note_use(run, {"latents": [], "prompts": [], "masks": [needed.name]})
+    assert [(s.path, s.kind, s.runs) for s in list_cache()] == [(needed, "masks", ("ink",)), (old, "masks", ())]
+    assert main(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert "masks" in out
+    assert "any model; ink" in out
+    assert [s.path for s in plan_prune(unused=True).shards] == [old]
+
+
+def test_masks_stay_while_a_run_trains_that_does_not_say_which_it_needs(home: Path) -> None:
+    masks, prompts = fill(home, "a", "", "masks"), fill(home, "b", "m", "prompts")
+    run = create_run("ink", "{}", "")
+    note_use(run, {"latents": [], "prompts": []})  # as earlier versions wrote it
+    with acquire_run_lock(run):
+        assert [s.path for s in plan_prune(unused=True).shards] == [prompts]
+    assert {s.path for s in plan_prune(unused=True).shards} == {masks, prompts}
+
+
 def test_what_is_used_after_the_plan_stays(home: Path) -> None:
     path = fill(home, "a", "m", days=90)
     plan = plan_prune(unused=True)

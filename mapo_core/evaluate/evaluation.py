@@ -23,6 +23,7 @@ from ..devices import choose_precision
 from ..errors import MissingWeightsError
 from ..noising import seed_of
 from ..pairs import image_size, open_pairs, prepare_image
+from ..pairs.views import pairs_at, sample_places
 from ..reopen import TrainedModel, open_trained
 from ..runs import mapo_home, nulls_for_nonfinite, write_atomic
 from ..sampling import contact_sheet, sample_images, save_image
@@ -325,8 +326,8 @@ def _references(
     pairs: Sequence[PreferencePair], held: Sequence[int], seed: int, size: tuple[int, int]
 ) -> list[Image.Image]:
     """Chosen images that the LoRA was trained on, at the size of the pictures."""
-    kept = set(held)
-    paths = sorted({p.chosen for i, p in enumerate(pairs) if i not in kept})
+    kept, drawn = set(held), sample_places(len(pairs), f"{seed}/references")
+    paths = sorted({p.chosen for i, p in pairs_at(pairs, drawn) if i not in kept})
     some = random.Random(f"{seed}/references").sample(paths, min(_REFERENCES, len(paths)))
     return [Image.fromarray(prepare_image(path, fit(image_size(path), size), size)) for path in some]
 

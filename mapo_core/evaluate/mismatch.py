@@ -278,10 +278,11 @@ def plan_pictures(
     from ..buckets import nearest_bucket
     from ..cache import pair_buckets
     from ..pairs import image_size
+    from ..pairs.views import pairs_at, sample_places
     from ..runs import mapo_home
 
     first: dict[str, Path] = {}
-    for pair in pairs:
+    for _, pair in pairs_at(pairs, sample_places(len(pairs), f"{config.seed}/mismatch")):
         first.setdefault(pair.prompt, pair.chosen)
     if not first:
         raise PairsError("There is no pair to measure the mismatch on. Build a pair set first: mapo pairs --help.")

@@ -42,5 +42,6 @@ def outside_prompts(model: str, trained: Iterable[str], given: Iterable[str] = (
         from ..demo.scenes import evaluation_scenes
 
         wanted = [scene.caption for scene in evaluation_scenes(COUNT, _DEMO_SEED)]
-    known = set(trained)
-    return [p for p in dict.fromkeys(wanted or GENERAL_PROMPTS) if p not in known]
+    candidates = dict.fromkeys(wanted or GENERAL_PROMPTS)
+    known = {p for p in trained if p in candidates}
+    return [p for p in candidates if p not in known]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .captions import Captioned, PromptFrom, compose_prompt
     from .checking import caption_edit, check_edit, lacks_caption, last_check
     from .drawn import draw_rejected
-    from .editing import EditedPair, FilterHint, PairEditor, begin_edit, filter_hints, open_edit
+    from .editing import EditedPair, FilterHint, PairEditor, begin_edit, filter_hints, open_edit, require_editable
     from .findings import TITLES, Finding, LintReport
     from .folders import Match, pairs_from_folders, prompts_from_folder
     from .generate import GenerationSettings, generate_rejected, rejected_folder
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .manifests import pairs_from_csv, pairs_from_jsonl, pairs_from_manifest, read_pair_set, read_pair_source
     from .metadata import ImagePrompt, prompt_from_image
     from .pair import PairSet, PreferencePair, pair_lines, pairs_hash, pairs_text, read_pairs, write_pairs
-    from .pair_list import PairList, open_pairs, spool_pairs
+    from .pair_list import PairList, load_pairs, open_pairs, spool_pairs
     from .parquet import RowFilter, pairs_from_parquet
     from .prompts import read_prompts
     from .scores import require_scores
@@ -84,6 +84,7 @@ __all__ = [
     "list_sets",
     "load_captioner",
     "load_image",
+    "load_pairs",
     "missing_captioner",
     "open_edit",
     "open_pairs",
@@ -105,6 +106,7 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "rejected_folder",
+    "require_editable",
     "require_inside",
     "require_scores",
     "set_folder",
@@ -133,7 +135,15 @@ _MODULES = {
     "captions": ("Captioned", "PromptFrom", "compose_prompt"),
     "drawn": ("draw_rejected",),
     "checking": ("caption_edit", "check_edit", "lacks_caption", "last_check"),
-    "editing": ("EditedPair", "FilterHint", "PairEditor", "begin_edit", "filter_hints", "open_edit"),
+    "editing": (
+        "EditedPair",
+        "FilterHint",
+        "PairEditor",
+        "begin_edit",
+        "filter_hints",
+        "open_edit",
+        "require_editable",
+    ),
     "findings": ("TITLES", "Finding", "LintReport"),
     "folders": ("Match", "pairs_from_folders", "prompts_from_folder"),
     "generate": ("GenerationSettings", "generate_rejected", "rejected_folder"),
@@ -143,7 +153,7 @@ _MODULES = {
     "manifests": ("pairs_from_csv", "pairs_from_jsonl", "pairs_from_manifest", "read_pair_set", "read_pair_source"),
     "metadata": ("ImagePrompt", "prompt_from_image"),
     "pair": ("PairSet", "PreferencePair", "pair_lines", "pairs_hash", "pairs_text", "read_pairs", "write_pairs"),
-    "pair_list": ("PairList", "open_pairs", "spool_pairs"),
+    "pair_list": ("PairList", "load_pairs", "open_pairs", "spool_pairs"),
     "parquet": ("RowFilter", "pairs_from_parquet"),
     "scores": ("require_scores",),
     "sets": ("KEEP_FIRST", "add_to_set", "filter_set", "join_sets", "list_sets", "set_folder", "split_set"),

@@ -92,13 +92,23 @@ def find_bias(pairs: Sequence[tuple[ImageFacts, ImageFacts]]) -> list[Finding]:
     Args:
         pairs: measures of (chosen, rejected).
     """
-    if len(pairs) < MIN_PAIRS:
+    values = np.array([[[trait.value(f) for trait in TRAITS] for f in pair] for pair in pairs])  # [N, 2, 5]
+    return bias_of(len(pairs), lambda trait: values[:, :, trait])
+
+
+def bias_of(count: int, values: Callable[[int], np.ndarray]) -> list[Finding]:
+    """As `find_bias`, from the measures.
+
+    Args:
+        count: of pairs.
+        values: gives a trait of (chosen, rejected), [N, 2], by its place in `TRAITS`.
+    """
+    if count < MIN_PAIRS:
         return []
-    return [finding for trait in TRAITS if (finding := _bias(trait, pairs))]
+    return [finding for i, trait in enumerate(TRAITS) if (finding := _bias(trait, values(i)))]
 
 
-def _bias(trait: Trait, pairs: Sequence[tuple[ImageFacts, ImageFacts]]) -> Finding | None:
-    values = np.array([[trait.value(c), trait.value(r)] for c, r in pairs])  # [N, 2]
+def _bias(trait: Trait, values: np.ndarray) -> Finding | None:
     differences = values[:, 0] - values[:, 1]  # [N]
     mean = float(differences.mean())
     if abs(mean) < trait.min_difference:
@@ -113,7 +123,7 @@ def _bias(trait: Trait, pairs: Sequence[tuple[ImageFacts, ImageFacts]]) -> Findi
     chosen, rejected = (trait.shown(float(v)) for v in values.mean(axis=0))
     share = int((np.sign(differences) == np.sign(mean)).sum())
     message = (
-        f"Chosen images are {trait.more if mean > 0 else trait.less} in {share} of {len(pairs)} pairs: "
+        f"Chosen images are {trait.more if mean > 0 else trait.less} in {share} of {len(values)} pairs: "
         f"{trait.measure} {chosen:.2g} against {rejected:.2g} ({effect}). The LoRA can learn this instead of what you "
         "mean; if it is not part of the wanted look, choose images that do not differ in it."
     )

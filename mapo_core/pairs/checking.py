@@ -27,6 +27,7 @@ def check_edit(
     editor: PairEditor,
     resolution: int = 1024,
     *,
+    check_all: bool = False,
     progress: Callable[[str, int, int], object] = lambda what, done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[FilterHint]:
@@ -35,6 +36,7 @@ def check_edit(
     Args:
         editor: of the pairs.
         resolution: that they will be trained at, pixels.
+        check_all: decode every image of a large set too, as `lint_pairs` takes it.
         progress, should_stop: as of `run_job`.
 
     Raises:
@@ -44,10 +46,10 @@ def check_edit(
     kept = editor.kept
     listing = editor.folder / "checked.jsonl"
     write_pairs(listing, [e.pair for e in kept])
-    arguments = {"pairs": str(listing), "resolution": resolution}
+    arguments = {"pairs": str(listing), "resolution": resolution, "check_all": check_all}
     found = run_job("lint", arguments, progress=progress, should_stop=should_stop)
     findings = [
-        Finding(f["level"], f["code"], f["message"], tuple(f["pairs"]), tuple(Path(p) for p in f["paths"]))
+        Finding(f["level"], f["code"], f["message"], tuple(f["pairs"]), tuple(Path(p) for p in f["paths"]), f["count"])
         for f in found["findings"]
     ]
     hints = filter_hints(editor, sort_findings([*editor.found, *findings]), [e.index for e in kept])

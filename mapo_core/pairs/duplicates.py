@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from .measure import ImageFacts
+    from collections.abc import Iterator
 
 NEAR = 0.1
 """Largest distance of the signatures of near duplicates: a tenth of the picture's own contrast."""
@@ -18,35 +15,33 @@ NEAR = 0.1
 _BLOCK = 512  # rows of the distance matrix at a time
 
 
-def looks_same(a: ImageFacts, b: ImageFacts) -> bool:
-    """Whether two images are near duplicates."""
-    return float(np.linalg.norm(a.signature - b.signature)) <= NEAR
+def looks_same(signatures: np.ndarray) -> bool:
+    """Whether two images with these signatures [2, 193] are near duplicates."""
+    return float(np.linalg.norm(signatures[0] - signatures[1])) <= NEAR
 
 
-def exact_groups(paths: Sequence[Path], facts: dict[Path, ImageFacts]) -> list[list[Path]]:
-    """Files with equal pixels, in groups of at least two."""
-    groups: dict[bytes, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(facts[path].pixels, []).append(path)
-    return [group for group in groups.values() if len(group) > 1]
+def equal_groups(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of equal values [N], in groups of at least two; the group that comes first is first."""
+    _, first, inverse, counts = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
+    members = np.argsort(inverse.reshape(-1), kind="stable")
+    ends = np.cumsum(counts)
+    for group in np.argsort(first):
+        if counts[group] > 1:
+            yield members[ends[group] - counts[group] : ends[group]]
 
 
-def near_groups(paths: Sequence[Path], facts: dict[Path, ImageFacts]) -> list[list[Path]]:
-    """Files whose pictures are nearly the same, in groups of at least two; of equal ones only the first is looked at.
+def near_groups(signatures: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of pictures that are nearly the same, in groups of at least two, by their signatures [N, 193].
 
     All distances are computed, as blocks of one matrix product: 10^5 images take half a minute of one core, far less
     than decoding them. Only the first near image before each one is kept, so that many alike cost no more.
     """
-    first_of = {facts[path].pixels: path for path in reversed(paths)}
-    different = [path for path in paths if first_of[facts[path].pixels] == path]
-    if len(different) < 2:
-        return []
-    leaders = _leaders(np.stack([facts[path].signature for path in different]))  # [N]
-    groups: dict[int, list[Path]] = {}
-    for i, path in enumerate(different):
+    if len(signatures) < 2:
+        return
+    leaders = _leaders(signatures)  # [N]
+    for i in range(len(leaders)):
         leaders[i] = leaders[leaders[i]]  # leaders come before those they lead, so theirs are final
-        groups.setdefault(int(leaders[i]), []).append(path)
-    return [group for group in groups.values() if len(group) > 1]
+    yield from equal_groups(leaders)
 
 
 def _leaders(signatures: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from ..errors import PairsError
 from ..runs import mapo_home, write_atomic
 from .findings import Finding
 from .pair import PairSet, PreferencePair, read_pairs, write_pairs
+from .pair_list import open_pairs
 from .sets import KEEP_FIRST, set_folder
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Verb = Literal["caption", "swap", "exclude", "include", "hold_out"]
 _SWAPPED = (("chosen", "rejected"), ("chosen_mask", "rejected_mask"), ("chosen_score", "rejected_score"))
 EDITED = "edited by hand"
+MOST_EDITED = 50_000
+"""Pairs that an edit may have."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,11 @@ class PairEditor:
         if listing.exists():
             if not replace:
                 raise PairsError(
-                    f"There is a set named {name} already ({len(read_pairs(listing))} pairs). Choose another name, or "
+                    f"There is a set named {name} already ({len(open_pairs(listing))} pairs). Choose another name, or "
                     "say that it may be replaced."
                 )
             old = listing.with_name(f"pairs-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.jsonl")
-            write_pairs(old, read_pairs(listing))
+            write_pairs(old, open_pairs(listing))
         write_pairs(listing, kept)
         return listing
 
@@ -308,6 +311,7 @@ def begin_edit(
     """
     if not pairs:
         raise PairsError("There are no pairs to edit. Choose folders or a file that give at least one.")
+    require_editable(len(pairs))
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
     folder = (home or mapo_home()) / "edits" / name
     write_pairs(folder / "original.jsonl", pairs)
@@ -318,6 +322,20 @@ def begin_edit(
     }
     write_atomic(folder / "about.json", json.dumps(about, ensure_ascii=False) + "\n")  # last: where it is, all is
     return PairEditor(folder)
+
+
+def require_editable(count: int) -> None:
+    """Refuse sets that are too large to be edited by hand: an edit is held in memory, two kilobytes a pair.
+
+    Raises:
+        PairsError: there are more than `MOST_EDITED` pairs; the message says what can be done with them.
+    """
+    if count > MOST_EDITED:
+        raise PairsError(
+            f"There are {count} pairs, and at most {MOST_EDITED} can be looked at and edited here. All the same they "
+            "can be checked (mapo lint --pairs FILE) and trained (mapo train --pairs FILE, or name the file on the "
+            "Train page). To edit some, make a list of those alone: each line of a .jsonl file is a pair."
+        )
 
 
 _OPEN: dict[Path, PairEditor] = {}
@@ -367,7 +385,7 @@ def filter_hints(editor: PairEditor, findings: Sequence[Finding], numbers: Seque
             named.update(dict.fromkeys(mine or [i for path in finding.paths for i in by_path.get(path, [])]))
             drops.update(dict.fromkeys(mine[1:] if code in KEEP_FIRST else mine))
         messages = tuple(f.message for f in found[:20])
-        hints.append(FilterHint(code, level, messages, len(found), tuple(named), tuple(drops)))
+        hints.append(FilterHint(code, level, messages, sum(f.count for f in found), tuple(named), tuple(drops)))
     return hints
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from array import array
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 Level = Literal["error", "warning", "note"]
@@ -16,6 +18,7 @@ Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 WIDTH = 96  # columns
 EXAMPLES = 3
+KEEP_FIRST = frozenset({"exact-duplicate", "near-duplicate", "repeated-pair"})
 
 TITLES = {
     "ambiguous-name": "two images of one folder have the same name",
@@ -39,6 +42,7 @@ TITLES = {
     "prompt-too-long": "prompts longer than the text encoder's window",
     "repeated-pair": "the same pair more than once",
     "rows-left-out": "rows that give no pair",
+    "sampled": "a large set, of which some pairs were looked at more closely",
     "shortcut-bias": "chosen and rejected differ systematically in something simple",
     "too-many-pixels": "images too large to open safely",
     "unreadable-image": "files that cannot be read as images",
@@ -56,6 +60,7 @@ class Finding:
         message: what, where, and what to do next.
         pairs: numbers of the pairs as in the message, from 1 (the line of `pairs.jsonl`).
         paths: the files.
+        count: how many of its kind it speaks for; more than one where a large set has too many to tell one by one.
     """
 
     level: Level
@@ -63,6 +68,56 @@ class Finding:
     message: str
     pairs: tuple[int, ...] = ()
     paths: tuple[Path, ...] = ()
+    count: int = 1
+
+
+class Findings:
+    """Findings while they are collected: of a kind that a large set has very many of, the first are told one by one.
+
+    Args:
+        told: how many of a kind are; None: all.
+    """
+
+    def __init__(self, told: int | None = None) -> None:
+        self.told = told
+        self._found: list[Finding] = []
+        self._counts: Counter[tuple[Level, str]] = Counter()
+        self._rest: dict[tuple[Level, str], array[int]] = {}
+
+    def add(
+        self, level: Level, code: str, message: Callable[[], str], pairs: Sequence[int], paths: Sequence[Path] = ()
+    ) -> None:
+        """Add a finding; its words are made only if it is told by itself."""
+        kind = (level, code)
+        self._counts[kind] += 1
+        if self.told is None or self._counts[kind] <= self.told:
+            self._found.append(Finding(level, code, message(), tuple(pairs), tuple(paths)))
+            return
+        rest = self._rest.setdefault(kind, array("q"))
+        rest.extend(pairs[1:] if rest and code in KEEP_FIRST else pairs)  # a filter keeps the first pair of such a kind
+
+    def tells(self, level: Level, code: str) -> bool:
+        """Whether the next finding of this kind is told by itself, so that its words and paths are worth making."""
+        return self.told is None or self._counts[level, code] < self.told
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Add findings as they are."""
+        self._found += findings
+
+    def sorted(self) -> tuple[Finding, ...]:
+        """All of them, errors first; one more for the rest of each kind."""
+        closing = [
+            Finding(
+                level,
+                code,
+                f"{self._counts[level, code] - (self.told or 0)} more of this kind are not told one by one; the first "
+                f"is pair {rest[0] if rest else '?'}.",
+                tuple(rest),
+                count=self._counts[level, code] - (self.told or 0),
+            )
+            for (level, code), rest in self._rest.items()
+        ]
+        return sort_findings([*self._found, *closing])
 
 
 @dataclass(frozen=True)
@@ -73,11 +128,13 @@ class LintReport:
         findings: errors first, then warnings, then notes.
         pair_count: pairs that were checked.
         image_count: different image files among them.
+        looked_at: pairs whose images were decoded, drawn at random; None: all.
     """
 
     findings: tuple[Finding, ...]
     pair_count: int
     image_count: int
+    looked_at: int | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -89,6 +146,10 @@ class LintReport:
         """What a person should look at."""
         return tuple(f for f in self.findings if f.level == "warning")
 
+    def count(self, level: Level) -> int:
+        """How many findings of a level there are, those that are not told one by one too."""
+        return sum(f.count for f in self.findings if f.level == level)
+
     def render(self) -> str:
         """The report as text, at most 96 columns where paths allow, with the first examples of each kind."""
         groups: dict[tuple[Level, str], list[Finding]] = {}
@@ -99,19 +160,20 @@ class LintReport:
 
     def to_json(self) -> str:
         """The report as JSON text."""
-        levels = Counter(f.level for f in self.findings)
         values = {
             "pairs": self.pair_count,
             "images": self.image_count,
-            **{f"{level}s": levels[level] for level in LEVELS},
+            "looked_at": self.pair_count if self.looked_at is None else self.looked_at,
+            **{f"{level}s": self.count(level) for level in LEVELS},
             "findings": [{**asdict(f), "paths": [str(path) for path in f.paths]} for f in self.findings],
         }
         return json.dumps(values, indent=2) + "\n"
 
     def _summary(self) -> str:
         checked = f"{_count(self.pair_count, 'pair')} with {_count(self.image_count, 'image')} checked"
-        levels = Counter(f.level for f in self.findings)
-        found = [_count(levels[level], level) for level in LEVELS if levels[level]]
+        if self.looked_at is not None:
+            checked += f", the images of {_count(self.looked_at, 'pair')} decoded"
+        found = [_count(number, level) for level in LEVELS if (number := self.count(level))]
         verdict = ", ".join(found) if found else "nothing found"
         return f"{checked}: {verdict}." + (" Repair the errors and check again." if self.errors else "")
 
@@ -122,7 +184,8 @@ def sort_findings(findings: list[Finding]) -> tuple[Finding, ...]:
 
 
 def _render_group(level: Level, code: str, found: list[Finding]) -> str:
-    lines = [f"{level.upper()}  {code} ({len(found)}): {TITLES[code]}"]
+    count = sum(finding.count for finding in found)
+    lines = [f"{level.upper()}  {code} ({count}): {TITLES[code]}"]
     for finding in found[:EXAMPLES]:
         lines += textwrap.wrap(
             finding.message,
@@ -133,7 +196,7 @@ def _render_group(level: Level, code: str, found: list[Finding]) -> str:
             break_on_hyphens=False,
         )
     if len(found) > EXAMPLES:
-        lines.append(f"    and {len(found) - EXAMPLES} more")
+        lines.append(f"    and {count - EXAMPLES} more")
     return "\n".join(lines)
 
 

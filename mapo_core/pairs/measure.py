@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from ..errors import PairsError
-from .images import load_image
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
     from ..buckets import Size
 
 _THUMBNAIL = 64  # pixels
 _GRID = 8  # cells of the signature per side
+SIGNATURE = 3 * _GRID**2 + 1  # values of a signature
 _SHARPNESS_CROP = 512  # pixels of the training image
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _MIN_CONTRAST = 8 / 255
@@ -48,32 +41,6 @@ class ImageFacts:
     brightness: float
     saturation: float
     sharpness: float
-
-
-def measure_all(
-    paths: Sequence[Path], resolution: int, progress: Callable[[int, int], None] | None = None
-) -> dict[Path, ImageFacts | PairsError]:
-    """Decode and measure each image once, several at a time; what cannot be read has its error.
-
-    Args:
-        paths: different files.
-        resolution: side of the square training bucket, pixels.
-        progress: called with (images done, images in all).
-    """
-
-    def attempt(path: Path) -> ImageFacts | PairsError:
-        try:
-            return measure(load_image(path), resolution)
-        except PairsError as error:
-            return error
-
-    results: dict[Path, ImageFacts | PairsError] = {}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, (path, result) in enumerate(zip(paths, pool.map(attempt, paths), strict=True), start=1):
-            results[path] = result
-            if progress:
-                progress(done, len(paths))
-    return results
 
 
 def measure(image: Image.Image, resolution: int) -> ImageFacts:

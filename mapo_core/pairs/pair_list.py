@@ -133,6 +133,12 @@ def open_pairs(path: Path, source: str = "") -> PairList:
     return PairList(path, offsets, state, source)
 
 
+def load_pairs(path: Path) -> Sequence[PreferencePair]:
+    """The pairs of a JSONL file as a list if they are few, else left in the file; as `open_pairs`."""
+    found = open_pairs(path)
+    return found if len(found) > KEPT else list(found)
+
+
 def spool_pairs(pairs: Iterable[PreferencePair], path: Path, kept: int = KEPT) -> Sequence[PreferencePair]:
     """Pairs as a list if they are few, else as a file that is read when they are asked for.
 

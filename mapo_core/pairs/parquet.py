@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ..cache_space import SPARE_BYTES, gigabytes
 from ..errors import PairsError
 from .findings import Finding
 from .pair import PairSet, PreferencePair
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REQUIRED = ("jpg_0", "jpg_1", "label_0", "caption")
+_IMAGES = ("jpg_0", "jpg_1")
 _OPTIONAL = ("label_1", "has_label")
 _ROWS = 32  # rows turned into Python objects at a time
 _BUFFER_BYTES = 2**20
@@ -73,16 +76,19 @@ def pairs_from_parquet(
         The pairs in order; `counts` has them ("parquet caption") and the rows left out, by reason.
 
     Raises:
-        PairsError: pyarrow is missing, a file cannot be read or lacks a column, or no pair results.
+        PairsError: pyarrow is missing, a file cannot be read or lacks a column, the disk has too little room for the
+            images, or no pair results.
     """
     keep = keep or RowFilter()
     parquet = _pyarrow_parquet()
     files = parquet_files(source)
-    rows: list[int] = []
-    for file in files[:1] if files[0].remote else files:  # a fault in the last is told before the first is unpacked
+    room = _Room(keep)
+    seen = files[:1] if files[0].remote else files  # asking each of many remote files takes a request or two
+    for file in seen:  # a fault in the last is told before the first is unpacked
         with _open(parquet, file) as table:
-            rows.append(table.metadata.num_rows)
-    total = sum(rows) * len(files) // len(rows)  # of remote files an estimate: asking each takes a request or two
+            room.add(file, table)
+    total = room.rows * len(files) // len(seen)  # of remote files an estimate
+    room.check(source, out_dir, len(files) / len(seen), sum(len(_parts(file, out_dir, keep)) for file in files))
     counts: Counter[str] = Counter()
     done = 0
 
@@ -136,9 +142,7 @@ def _open(parquet: Any, file: ParquetFile) -> Any:
 
 def _part(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
     """The pairs of one row group, from an earlier run where that finished it."""
-    text = f"{file.identity} {keep.min_margin} {keep.min_side}"
-    key = hashlib.sha256(text.encode(errors="replace")).hexdigest()
-    path = out_dir / "parts" / f"{key[:16]}-{group:05}.json"
+    path = out_dir / "parts" / f"{_part_name(file, keep)}-{group:05}.json"
     if path.is_file():
         part = json.loads(path.read_bytes())
         if all((out_dir / record[role]).is_file() for record in part["pairs"] for role in ("chosen", "rejected")):
@@ -151,6 +155,73 @@ def _part(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: RowFil
             f"Cannot go on with {file.label}: {error}. Check the file and the space in {out_dir}."
         ) from error
     return part
+
+
+def _part_name(file: ParquetFile, keep: RowFilter) -> str:
+    text = f"{file.identity} {keep.min_margin} {keep.min_side}"
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def _parts(file: ParquetFile, out_dir: Path, keep: RowFilter) -> list[Path]:
+    """What earlier runs have finished of a file."""
+    return list((out_dir / "parts").glob(f"{_part_name(file, keep)}-*.json"))
+
+
+class _Room:
+    """What the images of some files will take on the disk, by what the files say of themselves.
+
+    Attributes:
+        rows: of the files.
+    """
+
+    def __init__(self, keep: RowFilter) -> None:
+        self._keep = keep
+        self.rows = self._groups = self._kept = 0
+        self._bytes = 0.0
+
+    def add(self, file: ParquetFile, table: Any) -> None:
+        """Count a file: the images of the rows whose label is wanted; of a remote file no label is read for that."""
+        labels = [name for name in ("label_0", *_OPTIONAL) if name in table.schema_arrow.names]
+        for group in range(table.num_row_groups):
+            about = table.metadata.row_group(group)
+            columns = [about.column(i) for i in range(about.num_columns)]
+            size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in _IMAGES)
+            kept = about.num_rows
+            if not file.remote:
+                try:
+                    rows = table.read_row_group(group, columns=labels).to_pylist()
+                except (OSError, ValueError):  # said with its words when the group is unpacked
+                    rows = []
+                kept = sum(_label_fault(row, self._keep) is None for row in rows)
+            self._groups += 1
+            self.rows += about.num_rows
+            self._kept += kept
+            self._bytes += size * kept / max(1, about.num_rows)
+
+    def check(self, source: object, out_dir: Path, files: float, done_groups: int) -> None:
+        """Stop before anything is unpacked that will not fit.
+
+        Args:
+            source, out_dir: as of `pairs_from_parquet`.
+            files: how many there are for each that was counted.
+            done_groups: row groups that earlier runs have finished.
+
+        Raises:
+            PairsError: there is too little room.
+        """
+        left = max(0.0, 1 - done_groups / max(1.0, self._groups * files))
+        wanted = 1.0 if self._keep.limit is None else min(1.0, self._keep.limit / max(1.0, self._kept * files))
+        needed = int(self._bytes * files * left * wanted)
+        place = out_dir
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed + SPARE_BYTES > free:
+            raise PairsError(
+                f"The images in {source} will take about {gigabytes(needed)} in {out_dir}, and only {gigabytes(free)} "
+                f"are free there ({gigabytes(SPARE_BYTES)} are kept for the runs). Take fewer pairs (--limit), make "
+                "room, or set MAPO_HOME to a folder on another disk. What is unpacked already is kept."
+            )
 
 
 def _convert(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: RowFilter) -> dict[str, Any]:
@@ -171,15 +242,9 @@ def _convert(file: ParquetFile, table: Any, group: int, out_dir: Path, keep: Row
 
 def _record(row: dict[str, Any], out_dir: Path, keep: RowFilter) -> dict[str, str] | str:
     """A pair with image paths below `out_dir`, or the reason why the row gives none."""
-    label, other = row["label_0"], row.get("label_1")
-    if label is None or row.get("has_label") is False or not 0 <= label <= 1:
-        return "unlabelled"
-    if other is not None and abs(label + other - 1) > 1e-6:
-        return "unlabelled"
-    if abs(label - 0.5) < 1e-6:
-        return "tie"
-    if abs(2 * label - 1) < keep.min_margin - 1e-6:
-        return "near tie"
+    if fault := _label_fault(row, keep):
+        return fault
+    label = row["label_0"]
     images = [_image_bytes(row[name]) for name in (("jpg_0", "jpg_1") if label > 0.5 else ("jpg_1", "jpg_0"))]
     suffixes = [_suffix(content) for content in images]
     if not all(suffixes):
@@ -188,6 +253,18 @@ def _record(row: dict[str, Any], out_dir: Path, keep: RowFilter) -> dict[str, st
         return "small"
     chosen, rejected = (_store(c, s, out_dir) for c, s in zip(images, suffixes, strict=True))
     return {"prompt": " ".join((row["caption"] or "").split()), "chosen": chosen, "rejected": rejected}
+
+
+def _label_fault(row: dict[str, Any], keep: RowFilter) -> str | None:
+    """Why a row's label is not wanted; None if it is."""
+    label, other = row["label_0"], row.get("label_1")
+    if label is None or row.get("has_label") is False or not 0 <= label <= 1:
+        return "unlabelled"
+    if other is not None and abs(label + other - 1) > 1e-6:
+        return "unlabelled"
+    if abs(label - 0.5) < 1e-6:
+        return "tie"
+    return "near tie" if abs(2 * label - 1) < keep.min_margin - 1e-6 else None
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -228,8 +305,12 @@ def _write_new(path: Path, content: bytes) -> None:
     """A file is there whole or not at all, so that what is there need not be written again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk is not to be filled with halves
+        raise
 
 
 def _pair(record: dict[str, str], out_dir: Path) -> PreferencePair:

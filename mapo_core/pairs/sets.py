@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import PairsError
 from ..runs import mapo_home, write_atomic
-from .pair import PairSet, PreferencePair, read_pairs, write_pairs
+from .findings import KEEP_FIRST
+from .pair import PairSet, PreferencePair, write_pairs
+from .pair_list import load_pairs
+from .views import picked, text_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -37,8 +44,16 @@ def set_folder(name: str) -> Path:
 def list_sets(home: Path | None = None) -> dict[str, int]:
     """Names of the named sets and how many pairs each has, the newest first."""
     folder = (home or mapo_home()) / "sets"
-    found = sorted(folder.glob("*/pairs.jsonl"), key=lambda p: (-p.stat().st_mtime_ns, p.parent.name))
-    return {p.parent.name: p.read_bytes().count(b"\n") for p in found}
+    found = [(p, p.stat()) for p in folder.glob("*/pairs.jsonl")]
+    found.sort(key=lambda f: (-f[1].st_mtime_ns, f[0].parent.name))
+    return {path.parent.name: _lines_in(path, state.st_size, state.st_mtime_ns) for path, state in found}
+
+
+@lru_cache(256)
+def _lines_in(path: Path, size: int, changed: int) -> int:
+    """How many lines a file of this size and time has; a long one is not held in memory, nor counted twice."""
+    with path.open("rb") as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(2**20), b""))
 
 
 def add_to_set(
@@ -68,19 +83,19 @@ def add_to_set(
         )
     folder = set_folder(name)
     listing = folder / "pairs.jsonl"
-    known = read_pairs(listing) if listing.exists() else []
-    seen = {(p.prompt, p.chosen.name, p.rejected.name) for p in known}
-    pairs = list(known)
+    known = load_pairs(listing) if listing.exists() else []
+    seen = {hash((p.prompt, p.chosen.name, p.rejected.name)) for p in known}
+    new: list[PreferencePair] = []
     try:
         for good, bad, prompt in zip(chosen, rejected, words * (len(chosen) if len(words) == 1 else 1), strict=True):
             files = _keep(good, folder / "chosen"), _keep(bad, folder / "rejected")
-            if (prompt, files[0].name, files[1].name) not in seen:
-                seen.add((prompt, files[0].name, files[1].name))
-                pairs.append(PreferencePair(prompt=prompt, chosen=files[0], rejected=files[1], source=f"set {name}"))
+            if (key := hash((prompt, files[0].name, files[1].name))) not in seen:
+                seen.add(key)
+                new.append(PreferencePair(prompt=prompt, chosen=files[0], rejected=files[1], source=f"set {name}"))
     except OSError as error:
         raise PairsError(f"Cannot write into {folder}: {error.strerror}. Check its disk.") from error
-    write_pairs(listing, pairs)
-    return PairSet(pairs), len(pairs) - len(known)
+    write_pairs(listing, chain(known, new))
+    return PairSet(load_pairs(listing)), len(new)
 
 
 def _keep(picture: Image.Image, folder: Path) -> Path:
@@ -101,14 +116,15 @@ def join_sets(sets: Sequence[PairSet]) -> PairSet:
 
     Findings name pairs by number, so they are not carried over: check the joined set again.
     """
-    pairs: dict[tuple[str, Path, Path], PreferencePair] = {}
+    sources = [one.pairs for one in sets]
+    names = text_hashes(f"{p.prompt}\0{p.chosen}\0{p.rejected}" for pairs in sources for p in pairs)
+    is_first = np.zeros(len(names), bool)
+    is_first[np.unique(names, return_index=True)[1]] = True
     counts: dict[str, int] = {}
     for one in sets:
-        for pair in one.pairs:
-            pairs.setdefault((pair.prompt, pair.chosen, pair.rejected), pair)
         for name, number in one.counts.items():
             counts[name] = counts.get(name, 0) + number
-    return PairSet(list(pairs.values()), counts=counts)
+    return PairSet(picked(sources, is_first), counts=counts)
 
 
 def split_set(pairs: PairSet, share: float, seed: int = 0) -> tuple[PairSet, PairSet]:
@@ -125,15 +141,17 @@ def split_set(pairs: PairSet, share: float, seed: int = 0) -> tuple[PairSet, Pai
     Raises:
         PairsError: there are fewer than two different chosen images.
     """
-    images = list(dict.fromkeys(str(p.chosen) for p in pairs.pairs))
-    if len(images) < 2:
-        raise PairsError("A set of one chosen image cannot be split. Add pairs, or use the set as it is.")
-    count = min(len(images) - 1, max(1, round(share * len(images))))
-    held = set(random.Random(seed).sample(images, count))
-    return (
-        PairSet([p for p in pairs.pairs if str(p.chosen) not in held]),
-        PairSet([p for p in pairs.pairs if str(p.chosen) in held]),
+    _, first, inverse = np.unique(
+        text_hashes(str(p.chosen) for p in pairs.pairs), return_index=True, return_inverse=True
     )
+    if len(first) < 2:
+        raise PairsError("A set of one chosen image cannot be split. Add pairs, or use the set as it is.")
+    count = min(len(first) - 1, max(1, round(share * len(first))))
+    in_order = np.argsort(first)  # the images as they come
+    held = np.zeros(len(first), bool)
+    held[in_order[random.Random(seed).sample(range(len(first)), count)]] = True
+    out = held[inverse.reshape(-1)]
+    return PairSet(picked([pairs.pairs], ~out)), PairSet(picked([pairs.pairs], out))
 
 
 def filter_set(pairs: PairSet, findings: Sequence[Finding], codes: Collection[str]) -> tuple[PairSet, PairSet]:
@@ -147,12 +165,8 @@ def filter_set(pairs: PairSet, findings: Sequence[Finding], codes: Collection[st
     Returns:
         What is kept, and what is dropped.
     """
-    dropped: set[int] = set()
+    dropped = np.zeros(len(pairs.pairs) + 1, bool)
     for finding in findings:
         if finding.code in codes:
-            dropped.update(finding.pairs[1:] if finding.code in KEEP_FIRST else finding.pairs)
-    kept = [p for n, p in enumerate(pairs.pairs, start=1) if n not in dropped]
-    return PairSet(kept), PairSet([p for n, p in enumerate(pairs.pairs, start=1) if n in dropped])
-
-
-KEEP_FIRST = frozenset({"exact-duplicate", "near-duplicate", "repeated-pair"})
+            dropped[list(finding.pairs[1:] if finding.code in KEEP_FIRST else finding.pairs)] = True
+    return PairSet(picked([pairs.pairs], ~dropped[1:])), PairSet(picked([pairs.pairs], dropped[1:]))

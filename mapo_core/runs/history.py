@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from .disk import write_atomic
 from .events import Event
 from .reader import reader_of
 from .run_dir import RunDir, checkpoint_step, list_runs
+
+_SORTED_FILES = 100_000
 
 CURVES = ("loss", "margin", "chosen_mse", "rejected_mse", "learning_rate", "peak_memory_bytes")
 
@@ -75,17 +78,25 @@ def best_step(run: RunDir) -> int | None:
     return max(known, key=lambda s: (measured[s].get("accuracy") or 0.0, measured[s].get("margin") or 0.0, s))
 
 
-def request_key(config_json: str, pairs_jsonl: str, images: Iterable[Path]) -> str:
+def request_key(config_json: str, pairs_jsonl: str | Iterable[str], images: Iterable[Path]) -> str:
     """What was asked for, as one number: settings without the name, pairs, and size and time of every image file.
 
     The same key means that the same training was asked for, on files that have not changed since.
+
+    Args:
+        config_json: content of config.json.
+        pairs_jsonl: content of pairs.jsonl, or its lines one after the other.
+        images: files in any order; of more than 100 000 the order counts, and they need not fit into memory.
     """
     config = json.loads(config_json)
     config.pop("name", None)
     config.pop("parent", None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update(pairs_jsonl.encode())
-    for path in sorted(set(images)):
+    for text in [pairs_jsonl] if isinstance(pairs_jsonl, str) else pairs_jsonl:
+        digest.update(text.encode())
+    waiting = iter(images)
+    few = list(islice(waiting, _SORTED_FILES + 1))
+    for path in sorted(set(few)) if len(few) <= _SORTED_FILES else chain(few, waiting):
         try:
             stat = path.stat()
             digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from mapo_core.pairs import Finding, LintReport, PreferencePair, images, lint_pairs, measure, pairs_from_folders
+from mapo_core.pairs import (
+    Finding,
+    LintReport,
+    PreferencePair,
+    images,
+    inventory,
+    lint_pairs,
+    measure,
+    pairs_from_folders,
+)
 from mapo_core.pairs.bias import find_bias, paired_effect
 from mapo_core.pairs.duplicates import near_groups
 from mapo_core.pairs.measure import ImageFacts
@@ -95,8 +104,8 @@ def test_every_image_is_decoded_once(make_pairs: MakePairs, monkeypatch: pytest.
     pairs = make_pairs(4)
     pairs = replaced(pairs, 3, rejected=pairs[0].rejected)
     decoded: list[Path] = []
-    load = measure.load_image
-    monkeypatch.setattr(measure, "load_image", lambda path: decoded.append(path) or load(path))
+    load = inventory.load_image
+    monkeypatch.setattr(inventory, "load_image", lambda path: decoded.append(path) or load(path))
     seen: list[tuple[int, int]] = []
     lint(pairs, progress=lambda *done: seen.append(done))
     assert sorted(decoded) == sorted({p for pair in pairs for p in (pair.chosen, pair.rejected)})
@@ -232,18 +241,18 @@ def test_one_file_in_several_pairs_is_no_duplicate(make_pairs: MakePairs) -> Non
     assert lint(replaced(pairs, 2, chosen=pairs[0].chosen)).findings == ()
 
 
-def test_different_pictures_alike_at_first_sight_are_not_duplicates(tmp_path: Path) -> None:
+def test_different_pictures_alike_at_first_sight_are_not_duplicates() -> None:
     """Flat grounds, the same shape in another colour or place, grey levels: what a difference hash takes for equal."""
     pictures = [Image.new("RGB", (64, 64), (v, v, v)) for v in (20, 60, 120, 250)]
     for colour in ((255, 0, 0), (0, 0, 255), (0, 140, 0)):
         for x in (4, 28):
             pictures.append(Image.new("RGB", (64, 64), (250, 250, 250)))
             pictures[-1].paste(colour, (x, 20, x + 28, 48))
-    facts = {tmp_path / f"{i}.png": measure.measure(picture, 64) for i, picture in enumerate(pictures)}
-    assert near_groups(list(facts), facts) == []
+    signatures = np.stack([measure.measure(picture, 64).signature for picture in pictures])
+    assert list(near_groups(signatures)) == []
 
 
-def test_near_duplicates_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_among_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups are the same as by comparing each with each, over the borders of blocks too, and chains are one group."""
     monkeypatch.setattr("mapo_core.pairs.duplicates._BLOCK", 7)
     rng = np.random.default_rng(0)
@@ -251,10 +260,8 @@ def test_near_duplicates_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     base /= np.linalg.norm(base, axis=1, keepdims=True)
     step = np.zeros(193, dtype=np.float32)
     step[0] = 0.09
-    signatures = [*base, *base[:5] + step, *base[:5] + 2 * step]
-    facts = {tmp_path / str(i): ImageFacts((1, 1), bytes([i]), s, 0.0, 0.0, 0.0) for i, s in enumerate(signatures)}
-    groups = near_groups(list(facts), facts)
-    assert [[int(path.name) for path in group] for group in groups] == [[i, 30 + i, 35 + i] for i in range(5)]
+    groups = near_groups(np.stack([*base, *base[:5] + step, *base[:5] + 2 * step]))
+    assert [group.tolist() for group in groups] == [[i, 30 + i, 35 + i] for i in range(5)]
 
 
 # --- votes

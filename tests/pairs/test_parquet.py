@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mapo_core.cache_space import SPARE_BYTES
 from mapo_core.errors import PairsError
 from mapo_core.pairs import RowFilter, load_image, pairs_from_parquet, pairs_hash, read_pair_set, read_pair_source
 from mapo_core.pairs import parquet as module
@@ -143,6 +144,29 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert source.stat().st_size == size
     assert pairs_from_parquet(source, tmp_path / "out").pairs[0].chosen.read_bytes() == picture(1)
     assert groups == [0, 1, 2, 3]
+
+
+def test_too_little_room_is_said_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without a clear label, what the limit leaves out and what is unpacked already need none."""
+    records = rows(1.0, 0.0, 0.5, 1.0, 0.0, 1.0)
+    for i, record in enumerate(records):
+        record["jpg_0"] += random.Random(i).randbytes(40_000)  # after the picture's end; they do not compress
+    source, out = write(tmp_path / "p.parquet", records), tmp_path / "out"
+    room = {"bytes": 0}
+    usage = lambda place: type("Usage", (), {"free": SPARE_BYTES + room["bytes"]})  # noqa: E731
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    for need, keep in ((200_000, RowFilter()), (80_000, RowFilter(limit=2))):  # five of six rows; two of these
+        room["bytes"] = need - 10_000
+        with pytest.raises(PairsError, match=r"will take about .* MB in .*--limit"):
+            pairs_from_parquet(source, out, keep=keep)
+        assert not out.exists()
+    room["bytes"] = 90_000
+    assert len(pairs_from_parquet(source, out, keep=RowFilter(limit=2)).pairs) == 2  # the first row group is done
+    room["bytes"] = 130_000
+    with pytest.raises(PairsError, match="What is unpacked already is kept"):
+        pairs_from_parquet(source, out)
+    room["bytes"] = 150_000
+    assert len(pairs_from_parquet(source, out).pairs) == 5
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

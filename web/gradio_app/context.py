@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mapo_core.runs import JobStoppedError, RunDir, mapo_home, write_atomic
 logger = logging.getLogger("mapo.ui")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(//|\\\\)|(?i:file|data|javascript):")
+_PATHS = 50_000  # that are held in memory at once
 _ERROR_S = 20  # how long an error stays on the page
 
 
@@ -94,8 +96,9 @@ class AppContext:
         Raises:
             ConfigError: names the first.
         """
-        if self.listen:
-            for path in {path for path in paths if path is not None}:
+        waiting = iter(paths if self.listen else ())
+        while part := set(islice(waiting, _PATHS)):
+            for path in part - {None}:
                 self.safe_path(path)
 
     def check_settings(self, values: Any) -> None:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from mapo_core import ConfigError, demo_pairs, demo_values, load_config, merge_settings
 from mapo_core.evaluate import SCORERS
-from mapo_core.pairs import list_sets, read_pairs, set_folder, write_pairs
+from mapo_core.pairs import list_sets, open_pairs, set_folder, write_pairs
 from mapo_core.runs import mapo_home, run_job
 
 from .context import AppContext, shown
@@ -267,7 +267,7 @@ class _EvaluatePage:
         """A pair set as a file."""
         if choice.startswith("set:"):
             path = set_folder(choice.removeprefix("set:")) / "pairs.jsonl"
-            self.context.check_readable(p for pair in read_pairs(path) for p in (pair.chosen, pair.rejected))
+            self.context.check_readable(p for pair in open_pairs(path) for p in (pair.chosen, pair.rejected))
             return path
         write_pairs(folder / "pairs.jsonl", demo_pairs("cartoon").pairs)
         return folder / "pairs.jsonl"

@@ -23,12 +23,13 @@ from mapo_core.pairs import (
     lacks_caption,
     last_check,
     list_sets,
+    load_pairs,
     open_edit,
     pairs_from_dropped,
     pairs_from_folders,
     read_pair_set,
-    read_pairs,
     rejected_folder,
+    require_editable,
     set_folder,
 )
 from mapo_core.runs import run_job
@@ -150,6 +151,12 @@ class _PairsPage:
             self.resolution = gr.Number(
                 1024, label="Resolution you will train at", precision=0, minimum=64, maximum=4096, elem_id="pairs-res"
             )
+            self.check_all = gr.Checkbox(
+                label="Decode every image of more than 20 000 pairs too",
+                info="Otherwise those of 5000 pairs drawn at random; the rest is checked by header and bytes.",
+                value=False,
+                elem_id="pairs-check-all",
+            )
             with gr.Column(min_width=160):
                 self.check = gr.Button("Check all pairs", variant="secondary", elem_id="pairs-check")
                 self.stop_check = cancel_button("check")
@@ -251,7 +258,7 @@ class _PairsPage:
     def _connect_check(self, again: Any) -> None:
         self.check.click(
             shown(self._check),
-            [self.edit, self.resolution],
+            [self.edit, self.resolution, self.check_all],
             [self.checked, self.stop_check],
             api_visibility="private",
             concurrency_limit=2,
@@ -286,7 +293,7 @@ class _PairsPage:
     def _take_set(self, name: str | None, *_: Any) -> tuple[Any, ...]:
         if not name:
             raise ConfigError("Choose a set. Sets are made with Save set, further down.")
-        return self._begin(PairSet(read_pairs(set_folder(name) / "pairs.jsonl")), f"set {name}")
+        return self._begin(PairSet(load_pairs(set_folder(name) / "pairs.jsonl")), f"set {name}")
 
     def _generate(
         self, folder: str, dropped: Any, model: str, steps: float, per_image: float, fixed: str, trigger: str,
@@ -307,7 +314,7 @@ class _PairsPage:
         }
 
         def finish(result: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
-            edit, only, view, _ = self._begin(PairSet(read_pairs(Path(result["pairs"]))), chosen.name)
+            edit, only, view, _ = self._begin(PairSet(load_pairs(Path(result["pairs"]))), chosen.name)
             return f"Drawn into {rejected_folder(chosen)}.", (edit, only, view)
 
         yield from shown_while(
@@ -324,6 +331,7 @@ class _PairsPage:
         return self.context.safe_path(path)
 
     def _begin(self, found: PairSet, title: str) -> tuple[Any, ...]:
+        require_editable(len(found.pairs))
         self.context.check_readable(
             p for pair in found.pairs for p in (pair.chosen, pair.rejected, pair.chosen_mask, pair.rejected_mask)
         )
@@ -426,7 +434,7 @@ class _PairsPage:
 
     # --- check, captions, save ----------------------------------------------------------------------------------------
 
-    def _check(self, edit: str, resolution: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def _check(self, edit: str, resolution: float, check_all: bool, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         def finish(hints: list[FilterHint]) -> tuple[str, tuple[Any, ...]]:
             counts = {level: sum(h.count for h in hints if h.level == level) for level in ("error", "warning", "note")}
             said = ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items() if n)
@@ -435,7 +443,9 @@ class _PairsPage:
         yield from shown_while(
             request,
             "check",
-            lambda progress, stop: check_edit(open_edit(edit), int(resolution), progress=progress, should_stop=stop),
+            lambda progress, stop: check_edit(
+                open_edit(edit), int(resolution), check_all=check_all, progress=progress, should_stop=stop
+            ),
             finish,
             0,
         )
@@ -464,8 +474,8 @@ class _PairsPage:
         )
 
     def _save(self, edit: str, name: str, replace: bool) -> tuple[Any, ...]:
-        listing = open_edit(edit).save(name, replace)
-        words = f"{len(read_pairs(listing))} pairs kept as {name}. The Train page offers it."
+        open_edit(edit).save(name, replace)
+        words = f"{list_sets()[name]} pairs kept as {name}. The Train page offers it."
         return note(words), gr.update(choices=self._sets(), value=name)
 
     def _write_txt(self, edit: str, replace: bool) -> str:

@@ -156,8 +156,10 @@ def start(
     source = str(pairs or "").strip()
     known = {value for _, value in pair_choices(context)}
     found = pairs_from(source if source in known else context.safe_path(source), context.home)
-    for pair in found.pairs:
-        context.check_readable((pair.chosen, pair.rejected, pair.chosen_mask, pair.rejected_mask))
+    if context.listen:
+        context.check_readable(
+            p for pair in found.pairs for p in (pair.chosen, pair.rejected, pair.chosen_mask, pair.rejected_mask)
+        )
 
     def looked(done: int, total: int) -> None:
         if progress is not None:

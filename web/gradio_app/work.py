@@ -5,15 +5,19 @@ from __future__ import annotations
 import html
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from mapo_core.runs import JobStoppedError
 
+from .run_view import duration
+
 _POLL_S = 0.3
+_PACE_S = 3.0  # before that the pace says little
 _RUNNING: dict[tuple[str, str], threading.Event] = {}
 
 
@@ -24,11 +28,13 @@ class Step:
     Attributes:
         what: is being done.
         done, total: of it.
+        left_s: about how long it will take, seconds; None where that is not known yet.
     """
 
     what: str
     done: int
     total: int
+    left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def work(
 
     thread = threading.Thread(target=run, daemon=True, name=f"work-{slot}")
     thread.start()
+    pace = _Pace()
     last = Step("starting", 0, 1)
     try:
         yield last
@@ -77,7 +84,7 @@ def work(
             new = _latest(said)
             if new is not None and new != last:
                 last = new
-                yield last
+                yield pace.timed(last)
     finally:
         stop.set()  # the visitor has gone, or it is done anyway
         if _RUNNING.get(key) is stop:
@@ -85,6 +92,24 @@ def work(
     if "error" in outcome:
         raise outcome["error"]
     yield Done(outcome["value"])
+
+
+class _Pace:
+    """How long work will take, by how long it has taken."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, Step] | None = None  # the first report of what is being done now
+
+    def timed(self, step: Step) -> Step:
+        """The step with the time left, once it has gone on for some seconds."""
+        now = time.monotonic()
+        if self._first is None or self._first[1].what != step.what or step.done < self._first[1].done:
+            self._first = (now, step)
+        began, first = self._first
+        passed, done = now - began, step.done - first.done
+        if passed < _PACE_S or done <= 0 or step.total <= step.done:
+            return step
+        return replace(step, left_s=passed / done * (step.total - step.done))
 
 
 def cancel(request: gr.Request | None, slot: str) -> None:
@@ -109,6 +134,8 @@ def bar(step: Step) -> str:
     """A progress bar in words and colour."""
     share = min(1.0, step.done / step.total) if step.total > 0 else 0.0
     count = f" {step.done} of {step.total}" if step.total > 1 else " …"
+    if step.left_s is not None:
+        count += f", about {duration(step.left_s)} left"
     return (
         f"<div class='mapo-status' role='status'>{html.escape(step.what)}{count}"
         f"<div class='mapo-bar'><div style='width:{100 * share:.1f}%'></div></div></div>"
