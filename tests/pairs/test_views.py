@@ -79,7 +79,7 @@ def test_of_a_large_set_some_places_are_drawn(tmp_path: Path, monkeypatch: pytes
 def test_a_set_too_large_to_edit_says_what_can_be_done_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editing, "MOST_EDITED", 3)
     assert len(begin_edit(some(tmp_path, 1, 2, 3), "three", home=tmp_path).entries) == 3
-    with pytest.raises(PairsError, match=r"There are 4 pairs, and at most 3 .* mapo lint --pairs FILE.* mapo train"):
+    with pytest.raises(PairsError, match=r"There are 4 pairs, and at most 3 .*mapo lint --pairs FILE.*mapo train"):
         begin_edit(some(tmp_path, 1, 2, 3, 4), "four", home=tmp_path)
     assert len(list((tmp_path / "edits").iterdir())) == 1
 

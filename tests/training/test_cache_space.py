@@ -59,7 +59,7 @@ def test_images_and_masks_are_counted_before_and_kept_with_their_run(
     assert plan_prune(unused=True).shards == ()
     config = load_config(run.config)
     off = config.model_copy(update={"loss": config.loss.model_copy(update={"mask": "off"})})
-    each = 16 * 4  # bytes of a mask of 32 x 32 pixels
+    each = 64 * 4  # bytes of a mask of 32 x 32 pixels, of which a latent has 4 x 4
     found = open_pairs(run.pairs)
-    assert cache_bytes(found, config, 16, 0) - cache_bytes(found, off, 16, 0) == 4 * each
-    assert cache_bytes(found, config, 16, 0) == kept["latents"] + 4 * each  # masks of one file and crop are kept once
+    assert cache_bytes(found, config, 64, 0) - cache_bytes(found, off, 64, 0) == 4 * each
+    assert cache_bytes(found, config, 64, 0) == kept["latents"] + 4 * each  # masks of one file and crop are kept once
