@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = 200
 PICTURES = 16
-STEPS = 8
+STEPS = 4
 
 
 def peak_bytes() -> int:
@@ -89,7 +89,7 @@ def train_child(listing: Path, home: Path) -> dict[str, Any]:
         "model": {"path": "demo"},
         "data": {"pairs": "pairs.jsonl", "resolution": 64},
         "adapter": {"rank": 4, "targets": ["attention"]},
-        "training": {"steps": STEPS, "train_batch_size": 4, "device": "cpu", "gradient_checkpointing": False},
+        "training": {"steps": STEPS, "train_batch_size": 1, "device": "cpu", "gradient_checkpointing": False},
         "validation": {"every_steps": 0, "draws": 1, "sample_every_steps": 0, "num_inference_steps": 1},
         "checkpoint": {"every_steps": 0},
     }
