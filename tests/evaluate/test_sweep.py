@@ -12,7 +12,7 @@ import pytest
 from mapo_core import ConfigError, MapoError, RunError
 from mapo_core import sweep as module
 from mapo_core.evaluate import Interval
-from mapo_core.runs import RunDir, open_run, run_status
+from mapo_core.runs import EventWriter, RunDir, open_run, run_status
 from mapo_core.sweep import Trial, grid_points, rank, run_sweep
 
 from ..training.conftest import run_here
@@ -82,11 +82,18 @@ def test_ranking_breaks_ties_by_margin_and_marks_what_is_not_told_apart() -> Non
         rank([failed], "accuracy")
 
 
+def finish(run: RunDir) -> None:
+    """Stands in for a training: says that it ended after its two steps."""
+    with EventWriter(run) as events:
+        events.emit("run_started", 0)
+        events.emit("run_finished", 2, lora=None)
+
+
 @pytest.fixture
 def sweep(
     tiny_model: Path, drawn_pairs: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
-    """The sweep with training in this process, and reports by the run's number."""
+    """The sweep with a stand-in for training, and reports by the run's number."""
     monkeypatch.setenv("MAPO_HOME", str(tmp_path))
     text = "".join(json.dumps(r) + "\n" for r in drawn_pairs[:6])
     counts = {"trained": 0, "measured": 0}
@@ -104,7 +111,7 @@ def sweep(
 
     def train(run: RunDir, progress: Callable[[int, int], None]) -> None:
         counts["trained"] += 1
-        run_here(run)
+        finish(run)
 
     monkeypatch.setattr(module, "run_job", measured)
 
@@ -117,8 +124,15 @@ def sweep(
 
 
 def test_every_point_is_a_run_and_is_trained_and_measured_once(sweep: Any, tmp_path: Path) -> None:
-    found = sweep()
-    assert sweep.counts == {"trained": 4, "measured": 4}
+    trained: list[str] = []
+
+    def train(run: RunDir, progress: Callable[[int, int], None]) -> None:
+        trained.append(run.name)
+        run_here(run)
+
+    found = sweep(train=train)
+    assert trained == ["rates-01", "rates-02", "rates-03", "rates-04"]
+    assert sweep.counts == {"trained": 0, "measured": 4}
     assert [t.run for t in found.trials] == ["rates-04", "rates-03", "rates-02", "rates-01"]
     best = found.trials[0]
     assert best.values == {"method.type": "sft", "optimizer.learning_rate": "1e-2"}
@@ -138,10 +152,10 @@ def test_every_point_is_a_run_and_is_trained_and_measured_once(sweep: Any, tmp_p
     assert result["trials"][0]["run"] == "rates-04"
 
     again = sweep(rank_by="clip")  # nothing is trained or measured again
-    assert sweep.counts == {"trained": 4, "measured": 4}
+    assert sweep.counts == {"trained": 0, "measured": 4}
     assert again.trials[0].run == "rates-01"
     sweep(evaluate={"count": 3})  # other measures are taken anew
-    assert sweep.counts == {"trained": 4, "measured": 8}
+    assert sweep.counts == {"trained": 0, "measured": 8}
 
 
 def test_an_interrupted_sweep_goes_on(sweep: Any) -> None:
@@ -152,7 +166,7 @@ def test_an_interrupted_sweep_goes_on(sweep: Any) -> None:
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        run_here(run)
+        finish(run)
 
     with pytest.raises(KeyboardInterrupt):
         sweep(train=interrupted)
@@ -165,7 +179,7 @@ def test_a_failed_trial_does_not_end_the_sweep(sweep: Any) -> None:
     def failing(run: RunDir, progress: Any) -> None:
         if run.name.endswith("2"):
             raise RunError("out of memory")
-        run_here(run)
+        finish(run)
 
     found = sweep(train=failing)
     assert [t.run for t in found.trials] == ["rates-04", "rates-03", "rates-01", "rates-02"]
