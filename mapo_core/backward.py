@@ -17,9 +17,10 @@ from .batch import (
     residuals,
 )
 from .data_order import Draw, batches
-from .inversion import invert_batch
+from .inversion import invert_batch, passes_of
 from .methods import safeguard_factor
 from .noising import draw_randomness, seed_of, snr_weights
+from .processes import largest
 from .replay import RandomState
 
 if TYPE_CHECKING:
@@ -46,10 +47,26 @@ def accumulate(session: Session, group: list[Draw], buckets: list[tuple[int, int
     own = shares(group, accelerator.num_processes)[accelerator.process_index]
     sums: dict[str, Tensor] = {}
     parts = batches(own, buckets, config.training.train_batch_size)
+    shown: Shown | None = None
     for shown in assembled(session, parts):
         for name, total in backward_shown(session, shown, share).items():
             sums[name] = sums[name] + total if name in sums else total
+    if session.shared is not None and shown is not None:
+        every = shares(group, accelerator.num_processes)
+        most = max(len(batches(one, buckets, config.training.train_batch_size)) for one in every)
+        keep_company(session, shown, share, most - len(parts))
     return sums
+
+
+def keep_company(session: Session, shown: Shown, share: int, times: int) -> None:
+    """Show a batch again that does not count, where another process has more batches and needs our part of the base."""
+    gradients = [p.grad for p in session.parameters]
+    for _ in range(times):
+        for parameter in session.parameters:
+            parameter.grad = None
+        backward_shown(session, shown, share)
+    for parameter, gradient in zip(session.parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def shares(group: list[Draw], processes: int) -> list[list[Draw]]:
@@ -109,8 +126,11 @@ def backward_shown(session: Session, shown: Shown, share: int) -> dict[str, Tens
     if session.loss.inversion is not None:
         # A context of its own: autocast keeps the copies of the weights that it makes, and older versions of torch
         # hand those made here, which have no gradient, to the forward pass below.
+        passes = 0
+        if session.shared is not None:
+            passes = largest(session.accelerator, passes_of(session.model, batch, session.loss.inversion))
         with session.step_autocast():
-            batch = invert_batch(session.model, session.family, batch, session.loss.inversion)
+            batch = invert_batch(session.model, session.family, batch, session.loss.inversion, passes)
     split = session.split_pairs and (batch.paired or class_batch is not None)
     found = (split_backward if split else joint_backward)(session, batch, class_batch, share)
     if session.loss.inversion is None:  # the guard knows the errors of Gaussian noise

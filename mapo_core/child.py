@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SAVE_LIMIT_S = 20.0  # torchrun ends by force what is still there 30 s after it has asked
 ORPHAN_LIMIT_S = 60.0  # how long a tied child may take to save its work after its parent has died
 
 
@@ -49,6 +51,8 @@ def run_child(run: RunDir, lifetime: str) -> int:
             EventWriter(run) as events,
             RequestWatcher(run, on_stop_seen=lambda: events.emit("phase", phase="stopping")) as watcher,
         ):
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _time_to_save(watcher)
             kind = "run_resumed" if began_before else "run_started"
             events.emit(kind, checkpoint_step(newest) if newest else 0, steps=_training(run, "steps"))
             threading.Thread(target=_when_orphaned, args=(parent_gone, watcher), daemon=True).start()
@@ -89,6 +93,23 @@ def explain(error: Exception) -> str:
             f"data.resolution or adapter.rank, and start again. ({text})"
         )
     return f"{text} (the traceback is in train.log)"
+
+
+def _time_to_save(watcher: RequestWatcher) -> None:
+    """When the launcher ends all processes because one is lost, this one may first keep its work, a little while.
+
+    Between two steps that is a stop. In a step, what it waits for fails because of the lost one (`trainer.work_kept`).
+    """
+
+    def told(*_: object) -> None:
+        if watcher.stop_requested.is_set():  # a stop is on its way, and someone does not want to wait for it
+            os._exit(143)
+        watcher.stop_requested.set()
+        end = threading.Timer(SAVE_LIMIT_S, os._exit, (143,))
+        end.daemon = True
+        end.start()
+
+    signal.signal(signal.SIGTERM, told)
 
 
 def _when_orphaned(parent_gone: threading.Event, watcher: RequestWatcher) -> None:

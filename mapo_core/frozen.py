@@ -221,6 +221,11 @@ def form_of(layer: nn.Module, precision: Form) -> Form:
     return "full" if precision in ("int8", "nf4") and isinstance(layer, nn.Conv2d) else precision
 
 
+def blocks_of(unet: nn.Module) -> list[nn.Module]:
+    """The blocks that are brought to the device as one; most of the denoiser's weights are in them."""
+    return [module for module in unet.modules() if type(module).__name__ in _UNITS]
+
+
 def unit_of(unet: nn.Module, name: str) -> str:
     """The name of the block that a layer is brought to the device with."""
     parts = name.split(".")

@@ -9,6 +9,7 @@ import torch
 from . import checkpoints
 from .evaluate.held_out import HeldOutErrors, held_out_errors
 from .guard import MIN_PAIRS, Start, Verdict, judge, means
+from .sharding import main_work
 from .state import put_back, take, weights_in_use
 from .validation import measure, save_state
 
@@ -29,7 +30,8 @@ def check(session: Session) -> bool:
     if not guard.config.enabled:
         return False
     began = guard.start is None
-    verdict = _judged(session, errors) if session.accelerator.is_main_process else None
+    with main_work(session) as mine:
+        verdict = _judged(session, errors) if mine else None
     if began:
         _share_start(session)
         guard.last_check = session.step

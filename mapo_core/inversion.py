@@ -25,8 +25,16 @@ if TYPE_CHECKING:
     from .methods import Inversion
 
 
+def passes_of(model: DiffusionModel, batch: PairBatch, inversion: Inversion) -> int:
+    """How many forward passes the inversion of a batch takes: those of its most noised sample."""
+    levels = inversion_levels(inversion.steps, model.noise_scheduler.config.num_train_timesteps)
+    return (1 + max(levels.index(t) for t in batch.levels)) * (2 if inversion.renoise else 1)
+
+
 @torch.no_grad()
-def invert_batch(model: DiffusionModel, family: Family, batch: PairBatch, inversion: Inversion) -> PairBatch:
+def invert_batch(
+    model: DiffusionModel, family: Family, batch: PairBatch, inversion: Inversion, passes: int = 0
+) -> PairBatch:
     """The batch with x_t and target by inversion with the network as it is, adapter included, its dropout off.
 
     Args:
@@ -34,6 +42,7 @@ def invert_batch(model: DiffusionModel, family: Family, batch: PairBatch, invers
         family: of the model.
         batch: its timesteps are levels of the inversion.
         inversion: of the method.
+        passes: go through at least so many forward passes, because another process needs them.
     """
     scheduler = model.noise_scheduler
     levels = inversion_levels(inversion.steps, scheduler.config.num_train_timesteps)
@@ -55,6 +64,8 @@ def invert_batch(model: DiffusionModel, family: Family, batch: PairBatch, invers
         inversion,
         v_prediction=scheduler.config.prediction_type == "v_prediction",
     )
+    for _ in range(passes - passes_of(model, batch, inversion)):
+        predict(batch.latents[:1], levels[0], torch.zeros(1, dtype=torch.int64, device=batch.latents.device))
     model.unet.train(was_training)
     alpha = alphas[batch.timesteps].view(-1, 1, 1, 1)
     noise = (noisy - alpha.sqrt() * batch.latents) / (1 - alpha).sqrt()

@@ -77,8 +77,10 @@ def layer_parameters(layer: Any, adapter_name: str) -> dict[str, Tensor]:
 
 
 def base_weight_of(layer: Any) -> Callable[[], Tensor]:
-    """Gives the layer's own weight in float32, unpacked where it is quantised."""
-    return lambda: dequantize_module_weight(layer.get_base_layer()).detach().float()
+    """Gives the layer's own weight in float32, unpacked where it is quantised, whole where processes share it."""
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    whole = getattr(base, "whole_weight", lambda: dequantize_module_weight(base))
+    return lambda: whole().detach().float()
 
 
 def load_lora(model: DiffusionModel, family: Family, path: Path, adapter_name: str) -> LoraFile:
@@ -129,7 +131,7 @@ def modules_for(model: DiffusionModel, family: Family, file: LoraFile) -> dict[s
 
 
 def _weight_of(layer: Any) -> Tensor:
-    return base_weight_of(layer)() if isinstance(layer, BaseTunerLayer) else dequantize_module_weight(layer).float()
+    return base_weight_of(layer)()
 
 
 def by_module(stored: Mapping[str, LoraModule], family: Family, modules: Iterable[str]) -> dict[str, LoraModule]:

@@ -6,6 +6,7 @@ with which noise; of the rungs only 8-bit Adam and a base in fewer bits change t
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ from .errors import MemoryShortError
 from .memory_plan import GIB, Decision, budget_of, next_rung, read_decision, with_plan, write_decision
 from .memory_use import PeakMemory, available_bytes, free_cached, is_out_of_memory, machine_name, tensor_share
 from .noising import draw_randomness
+from .sharding import SharedBase, require_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,8 +150,8 @@ def measure_steps(session: Session, steps: int = 2) -> Measured:
                     torch.cuda.synchronize(device)
                 times.append((time.perf_counter() - began) * passes / min(passes, 2))
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error) or session.shared is not None:
+            raise  # the others are in the middle of a pass, and nobody can say where
         enough = False
     session.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
@@ -250,6 +252,10 @@ def _place(session: Session, rungs: list[str]) -> None:
 def put_base(session: Session) -> None:
     """The base as the plan says, on its device; what fewer bits cost is measured against the full one and said."""
     plan, device, model = session.plan, session.accelerator.device, session.model
+    if session.config.memory.shard_base:
+        if session.shared is None:
+            session.shared = share_base(session)
+        return
     lossy = plan.base_precision != "full"
     if lossy and session.base_reference is None:
         # The full base need not fit: with all of its blocks away it computes one batch.
@@ -276,10 +282,34 @@ def put_base(session: Session) -> None:
     )
 
 
-def _probe(session: Session) -> Any:
-    """The chosen image of the largest training pair, with its own noise."""
+def share_base(session: Session) -> SharedBase:
+    """The base in shares, one in each process, every one on its device."""
+    model, family, accelerator = session.model, session.family, session.accelerator
+    require_plain(model.unet, session.plan)
+    smallest = _probe(session, largest=False)
+
+    def empty_pass() -> None:
+        with session.autocast():
+            base_prediction(model, family, smallest)
+
+    shared = SharedBase(model.unet, accelerator.device, accelerator.is_main_process, empty_pass)
+    held: Any = accelerator.gather(torch.tensor([shared.held_bytes], device=accelerator.device))
+    session.emit(
+        "phase",
+        phase="base shared",
+        base_bytes=shared.whole_bytes,
+        held_bytes=held.tolist(),
+        message=f"The frozen model ({shared.whole_bytes / GIB:.2f} GiB) is shared among {accelerator.num_processes} "
+        f"processes; each keeps {max(held.tolist()) / GIB:.2f} GiB of it at most.",
+    )
+    return shared
+
+
+def _probe(session: Session, *, largest: bool = True) -> Any:
+    """The chosen image of the largest training pair, or of a small one, with its own noise."""
     buckets = [session.pairs.bucket(i) for i in session.train_indices]
-    index = session.train_indices[worst_pair(session, buckets)]
+    place = worst_pair(session, buckets) if largest else min(range(len(buckets)), key=lambda n: math.prod(buckets[n]))
+    index = session.train_indices[place]
     steps = session.model.noise_scheduler.config.num_train_timesteps
     drawn = draw_randomness(session.config.seed, 0, index, session.pairs.latent_shape(index), num_train_timesteps=steps)
     return assemble(session.pairs, [index], [drawn], session.model, session.family, paired=False)
@@ -416,8 +446,8 @@ def with_less(session: Session, attempt: Callable[[], Result]) -> Result:
         try:
             return attempt()
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+            if not is_out_of_memory(error) or session.shared is not None:
+                raise  # with a shared base the others are in the middle of a pass, and nobody can say where
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Outside of `except`: the error's traceback holds the tensors that are to be freed.
         free_cached(session.accelerator.device)
@@ -463,7 +493,7 @@ def spared(
         try:
             return work()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or session.shared is not None:
                 raise
         free_cached(session.accelerator.device)
     session.emit(

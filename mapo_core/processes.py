@@ -55,6 +55,26 @@ def launch(run: RunDir, processes: int, lifetime: str) -> int:
     return 1
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether this is what torch says when another process has ended in the middle of something common."""
+    import torch
+
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in lost)
+    )
+
+
+def largest(accelerator: Accelerator, number: int) -> int:
+    """The largest of the processes' numbers; all must ask at the same place."""
+    if accelerator.num_processes == 1:
+        return number
+    import torch
+
+    every: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
+    return int(every.max().item())
+
+
 def agree(accelerator: Accelerator, wish: bool) -> bool:
     """Whether any process wishes it; all must ask at the same place."""
     if accelerator.num_processes == 1:

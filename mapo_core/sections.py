@@ -476,6 +476,11 @@ class MemoryConfig(Settings):
     precision. Matters for precision fp32 and for the VAE; bf16 and fp16 training hardly change."""
     fused_optimizer: bool = False
     """AdamW in one kernel instead of several; only with optimizer.type "adamw"."""
+    shard_base: bool = False
+    """With several processes: each keeps only its share of the frozen denoiser and fetches the rest block by block
+    while it computes (FSDP2). For a model that does not fit on one GPU beside the activations; the same result, slower
+    by what the GPUs send each other. Without effect with one process. An FSDP configuration of accelerate switches it
+    on."""
 
 
 class TrackingConfig(Settings):

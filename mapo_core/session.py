@@ -39,6 +39,7 @@ from .parameters import ParameterGroup, flat
 from .processes import WAIT, agree
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .sections import GuardConfig
+from .sharding import SharedBase, take_from_accelerate, with_shared_base
 from .speed import allow_tf32, compile_blocks, fuse
 from .state import begin_from, build_average, put_back
 from .tracking import Tracking, require_trackers, start_tracking
@@ -92,6 +93,7 @@ class Session:
     measured: dict[int, tuple[float, float]] = field(default_factory=dict)  # step -> held-out accuracy and margin
     base_reference: Tensor | None = None  # what the full base says of one batch, where the base has fewer bits
     base_error: float | None = None
+    shared: SharedBase | None = None  # where each process keeps a part of the base
     tracking: Tracking | None = None  # in the main process, where the settings name a tracker
     spill_said: bool = False
     expected_pace: float = 0.0  # seconds per step as measured before training; 0: not measured
@@ -150,13 +152,14 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
             events.emit("phase", None, phase=name, **({} if total is None else {"done": done, "total": total}))
 
     asked = load_config(run.config)
+    if events is not None:
+        require_trackers(asked)
+    accelerator, fsdp = build_accelerator(asked, run)
+    asked = with_shared_base(asked, accelerator, fsdp)
     decided = read_decision(run)
     plan = decided.plan if decided else first_plan(asked)
     config = with_plan(asked, plan)
     torch.manual_seed(seed_of(config.seed, "process"))
-    if events is not None:
-        require_trackers(config)
-    accelerator = build_accelerator(config, run)
     allow_tf32(config.memory.tf32)
     precision = choose_precision(config.training.precision, accelerator.device)
     phase("reading the pairs")
@@ -268,6 +271,7 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
         resolution=config.data.resolution or model.resolution,
         base_precision=session.plan.base_precision,
         base_error=session.base_error,
+        base_shared=session.shared is not None,
     )
     if session.step == 0 and (odd := learning_rate_warning(config.optimizer)):
         session.emit("warning", code="learning_rate", message=odd)
@@ -375,26 +379,35 @@ def shards_used(*sets: EncodedPairs | None) -> dict[str, list[str]]:
     return {kind: sorted(names) for kind, names in used.items()}
 
 
-def build_accelerator(config: TrainConfig, run: RunDir) -> Accelerator:
-    """accelerate's view of the device and the processes, with the run's trackers, not yet started."""
+def build_accelerator(config: TrainConfig, run: RunDir) -> tuple[Accelerator, bool]:
+    """accelerate's view of the device and the processes, with the run's trackers, not yet started.
+
+    Returns:
+        It, and whether `accelerate launch` was told to share the model (FSDP).
+
+    Raises:
+        ConfigError: it was told something that there is not.
+    """
+    fsdp = take_from_accelerate()
     device = preferred_device(config.training.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[choose_precision(config.training.precision, device)]
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(
-            "DeepSpeed and FSDP are not supported: the model is whole in every process. Launch with "
-            "docs/accelerate/ddp.yaml (docs/multi_gpu.md)."
+            "DeepSpeed is not supported: only a LoRA is trained. Launch with docs/accelerate/ddp.yaml, or with "
+            "docs/accelerate/fsdp.yaml for a model that does not fit on one GPU (docs/multi_gpu.md)."
         )
     patience = InitProcessGroupKwargs(timeout=WAIT)
     trackers: Any = list(config.tracking.trackers) or None
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=mixed,
         cpu=device.type == "cpu",
         log_with=trackers,
         project_dir=run.tracking if trackers else None,
         kwargs_handlers=[patience],
     )
+    return made, fsdp
 
 
 def restore(session: Session) -> None:

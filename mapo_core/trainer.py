@@ -11,15 +11,16 @@ import torch
 
 from .backward import accumulate
 from .data_order import Draw, step_groups
-from .errors import MemoryShortError, TrainingError
+from .errors import MapoError, MemoryShortError, TrainingError
 from .guarding import check
 from .memory import step_or_back, with_less
 from .memory_plan import spilled
 from .memory_use import free_cached, is_out_of_memory, used_share
 from .optimizers import learning_rate_in_use
-from .processes import agree
+from .processes import agree, is_lost_process
 from .runs import checkpoint_step
 from .session import Session, StoppedEarlyError, prepare
+from .sharding import main_work
 from .validation import draw_samples, export, save_state
 
 if TYPE_CHECKING:
@@ -144,18 +145,25 @@ def train_step(session: Session, group: list[Draw], buckets: list[tuple[int, int
 
 @contextmanager
 def work_kept(session: Session) -> Iterator[None]:
-    """Where memory runs out for good: save the state, and say so.
+    """Where memory runs out for good, or another process is lost: save the state, and say so.
 
     Raises:
-        MemoryShortError: with what is kept.
+        MemoryShortError, TrainingError: with what is kept.
     """
+    kind: type[MapoError] = MemoryShortError
     try:
         yield
         return
     except Exception as error:
-        if not isinstance(error, MemoryShortError) and not is_out_of_memory(error):
-            raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if session.accelerator.num_processes > 1 and is_lost_process(error):
+            kind = TrainingError
+            cause = (
+                f"Another of the {session.accelerator.num_processes} training processes has ended; {session.run.log} "
+                f"says why, if it could. ({cause})"
+            )
+        elif not isinstance(error, MemoryShortError) and not is_out_of_memory(error):
+            raise
     free_cached(session.accelerator.device)
     try:
         if session.step > 0:
@@ -165,7 +173,7 @@ def work_kept(session: Session) -> Iterator[None]:
             raise
     newest = session.run.latest_checkpoint()
     kept = f"The state of step {checkpoint_step(newest)} is kept: resume goes on from it." if newest else "No step yet."
-    raise MemoryShortError(f"{cause} {kept}")
+    raise kind(f"{cause} {kept}")
 
 
 def watch_pace(session: Session, latest: list[float]) -> None:
@@ -237,9 +245,12 @@ def answer_requests(session: Session) -> bool:
     Returns:
         Whether there was a pause.
     """
-    watcher, run = session.watcher, session.run
-    if watcher is None:
-        return False
+    with main_work(session):
+        return session.watcher is not None and _answer(session, session.watcher)
+
+
+def _answer(session: Session, watcher: RequestWatcher) -> bool:
+    run = session.run
     save_and_sample(session)
     paused = watcher.pause_requested.is_set()
     if paused:
@@ -275,10 +286,14 @@ def save_and_sample(session: Session) -> bool:
 
 def finish(session: Session) -> None:
     """Last measures, pictures, checkpoint and the LoRA file; after a stop without the pictures."""
-    if not session.accelerator.is_main_process:
-        return
     if session.step == 0:
         raise StoppedEarlyError(nothing_saved(session))
+    with main_work(session) as mine:
+        if mine:
+            _finish(session)
+
+
+def _finish(session: Session) -> None:
     done = session.step >= session.config.training.steps
     save_state(session)
     every = session.config.validation

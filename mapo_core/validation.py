@@ -15,6 +15,7 @@ from .new_tokens import export_tokens
 from .reopen import run_metadata
 from .sampling import contact_sheet, sample_images, save_image, save_pictures
 from .session import throttled, validation_prompts
+from .sharding import main_work
 from .state import take_with_good, weights_in_use
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ def measure(session: Session) -> HeldOutErrors | None:
 
     Where the guard is off, a rising error on chosen images is said here.
     """
-    if not session.held_out_indices or not session.accelerator.is_main_process:
+    if not session.held_out_indices:
         return None
     batch = session.config.training.train_batch_size
-    return spared(session, "measuring held-out pairs", lambda: _measure(session, batch), lambda: _measure(session, 1))
+    with main_work(session) as mine:
+        if not mine:
+            return None
+        what = "measuring held-out pairs"
+        return spared(session, what, lambda: _measure(session, batch), lambda: _measure(session, 1))
 
 
 def _measure(session: Session, batch_size: int) -> HeldOutErrors:
@@ -80,9 +85,9 @@ def _measure(session: Session, batch_size: int) -> HeldOutErrors:
 
 def draw_samples(session: Session) -> None:
     """A sheet of validation pictures: the base model's above, the LoRA's below, same seeds."""
-    if not session.accelerator.is_main_process:
-        return
-    spared(session, "drawing samples", lambda: _draw_samples(session), lambda: _draw_in_tiles(session))
+    with main_work(session) as mine:
+        if mine:
+            spared(session, "drawing samples", lambda: _draw_samples(session), lambda: _draw_in_tiles(session))
 
 
 def _draw_in_tiles(session: Session) -> None:

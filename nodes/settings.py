@@ -35,6 +35,7 @@ MEMORY = (
     "memory.channels_last",
     "memory.tf32",
     "memory.fused_optimizer",
+    "memory.shard_base",
 )
 HOMES = {*TRAINING, *(text.rpartition("=")[2] for text in MEMORY)}
 

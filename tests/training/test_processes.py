@@ -81,27 +81,40 @@ def test_two_processes_of_one_setting_equal_one_process(new_run: Run, shared_hom
     assert (two.export / f"{two.name}.safetensors").exists()
 
 
-def test_one_that_fails_ends_all(new_run: Run, shared_home: Path, tmp_path: Path) -> None:
-    """A fault in the second process alone, after the first step, while the main one waits for its gradients."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os\n"
+FAULTS = {"raises": "raise RuntimeError('the second GPU is gone')", "killed": "os.kill(os.getpid(), signal.SIGKILL)"}
+
+
+def with_fault(folder: Path, fault: str, step: int) -> str:
+    """A PYTHONPATH with which the second process fails alone in a step, while the main one waits for its gradients."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal\n"
         "if os.environ.get('RANK') == '1':\n"
         "    import mapo_core.trainer as trainer\n"
         "    real = trainer.average_gradients\n"
         "    def fail(session):\n"
-        "        if session.step == 2:\n"
-        "            raise RuntimeError('the second GPU is gone')\n"
+        f"        if session.step == {step}:\n"
+        f"            {FAULTS[fault]}\n"
         "        real(session)\n"
         "    trainer.average_gradients = fail\n"
     )
-    path = os.pathsep.join([str(tmp_path), str(MAIN.parents[1])])
-    run = new_run("fails", training={"steps": 50, "processes": 2}, checkpoint={"every_steps": 1})
-    done = train_in_child(run, shared_home, PYTHONPATH=path)
+    return os.pathsep.join([str(folder), str(MAIN.parents[1])])
+
+
+@pytest.mark.parametrize("fault", ["killed", pytest.param("raises", marks=pytest.mark.slow)])
+def test_one_that_fails_ends_all(new_run: Run, shared_home: Path, tmp_path: Path, fault: str) -> None:
+    """The main process saves the last whole step, says what happened, and does not wait for the lost one."""
+    run = new_run(f"fails-{fault}", training={"steps": 50, "processes": 2}, checkpoint={"every_steps": 0})
+    done = train_in_child(run, shared_home, PYTHONPATH=with_fault(tmp_path, fault, step=3))
+    ended = time.time()
     assert done.returncode != 0
-    assert "the second GPU is gone" in done.stderr
-    assert types(run)[-1] == "run_failed"
+    assert ("the second GPU is gone" in done.stderr) == (fault == "raises")
+    last = read_events(run.events)[-1]
+    assert last["type"] == "run_failed"
+    assert "Another of the 2 training processes has ended" in last["message"]
     assert run_status(run).state == "failed"
-    assert run.latest_checkpoint() is not None
+    assert run.latest_checkpoint() == run.checkpoint_path(2)
+    steps = [e for e in read_events(run.events) if e["type"] == "step"]
+    assert ended - steps[-1]["time"] < 40
 
 
 def test_a_stop_ends_all_and_keeps_the_work(new_run: Run) -> None:
