@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from .goals import GOALS, Goal
     from .lora_card import model_card, save_model_card
     from .lora_copy import copy_lora, find_lora_copy
+    from .memory_plan import plan_text
     from .methods import METHODS
     from .pictures import contact_sheet, pair_sheet
     from .reopen import open_trained
     from .report import run_report
-    from .request import find_models, named_sets, pairs_from, request_run, settings_text
+    from .request import find_models, pairs_from, request_run, settings_text
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,7 @@ _HOMES = {
     "GOALS": "goals",
     "Goal": "goals",
     "find_models": "request",
-    "named_sets": "request",
+    "plan_text": "memory_plan",
     "pairs_from": "request",
     "request_run": "request",
     "settings_text": "request",
@@ -121,10 +122,10 @@ __all__ = [
     "main",
     "merge_settings",
     "model_card",
-    "named_sets",
     "open_trained",
     "pair_sheet",
     "pairs_from",
+    "plan_text",
     "read_inspection",
     "request_run",
     "run_chart",

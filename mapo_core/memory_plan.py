@@ -205,6 +205,33 @@ def first_plan(config: TrainConfig) -> Plan:
     return plan
 
 
+def savings_words(plan: Plan, base_error: float | None = None) -> str:
+    """A plan in words, the frozen base first.
+
+    Args:
+        plan: the savings.
+        base_error: how far the base in fewer bits is off, if that was measured.
+    """
+    base = f"base in {plan.base_precision}" if plan.base_precision != "full" else "full base"
+    ways = [
+        base + ("" if base_error is None else f" (off by {base_error:.1%})"),
+        *(["gradient checkpointing"] if plan.gradient_checkpointing else []),
+        *(["split pairs"] if plan.split_pairs else []),
+        *([f"{plan.offload_share:.0%} of the base offloaded"] if plan.offload_share else []),
+        f"batch {plan.train_batch_size} x {plan.gradient_accumulation_steps}",
+        plan.optimizer,
+    ]
+    return ", ".join(ways)
+
+
+def plan_text(config: TrainConfig) -> str:
+    """What a run begins with to save memory, and whether more is added where it does not fit, in a sentence or two."""
+    begins = f"Begins with {savings_words(first_plan(config))}."
+    if config.memory.plan == "manual":
+        return f"{begins} Nothing is added: a run that does not fit ends with an error."
+    return f"{begins} More savings are added while a measured step does not fit."
+
+
 def next_rung(
     plan: Plan, config: TrainConfig, *, can_split: bool = True, can_offload: bool = True, later: bool = False
 ) -> tuple[Rung, Plan] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .cache import pair_buckets
 from .console import duration
 from .families import FAMILIES, detect
-from .memory_plan import GIB, Plan, read_decision
+from .memory_plan import GIB, Plan, read_decision, savings_words
 from .methods import DreamBoothConfig
 from .pairs import PreferencePair, pairs_text
 from .pairs.images import image_size
@@ -56,16 +56,6 @@ class Needs:
 
     def render(self) -> str:
         """For people."""
-        plan = self.plan
-        base = f"base in {plan.base_precision}" if plan.base_precision != "full" else "full base"
-        ways = [
-            base + ("" if self.base_error is None else f" (off by {self.base_error:.1%})"),
-            *(["gradient checkpointing"] if plan.gradient_checkpointing else []),
-            *(["split pairs"] if plan.split_pairs else []),
-            *([f"{plan.offload_share:.0%} of the base offloaded"] if plan.offload_share else []),
-            f"batch {plan.train_batch_size} x {plan.gradient_accumulation_steps}",
-            plan.optimizer,
-        ]
         return "\n".join(
             [
                 f"{self.family} at {self.resolution} px on {self.device}",
@@ -73,7 +63,7 @@ class Needs:
                 f"pace            {self.seconds_per_step:.2f} s per step",
                 f"time            {duration(self.seconds_total)}, pictures and measures not counted",
                 f"disk for cache  {self.cache_bytes / GIB:.2f} GiB",
-                f"savings         {', '.join(ways)}",
+                f"savings         {savings_words(self.plan, self.base_error)}",
                 f"added to fit    {', '.join(self.rungs) or 'none'}",
             ]
         )

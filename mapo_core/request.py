@@ -20,16 +20,6 @@ _MODEL_DEPTH = 4
 _MOST_FILES = 20_000
 
 
-def named_sets(home: Path | None = None) -> list[str]:
-    """The names of the pair sets that are kept in the home folder."""
-    from .runs import mapo_home
-
-    folder = (home or mapo_home()) / "sets"
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if (path / "pairs.jsonl").is_file())
-
-
 def pairs_from(source: str | Path, home: Path | None = None) -> PairSet:
     """The pairs that a name or path stands for.
 
@@ -41,7 +31,7 @@ def pairs_from(source: str | Path, home: Path | None = None) -> PairSet:
     Raises:
         PairsError: there is no such thing, or it cannot be read.
     """
-    from .pairs import pairs_from_folders, read_pair_set
+    from .pairs import list_sets, pairs_from_folders, read_pair_set
     from .runs import mapo_home
 
     home = home or mapo_home()
@@ -49,11 +39,12 @@ def pairs_from(source: str | Path, home: Path | None = None) -> PairSet:
         from .demo.run import demo_pairs
 
         return demo_pairs("cartoon", home=home)
-    if str(source) in named_sets(home):
+    sets = list_sets(home)
+    if str(source) in sets:
         return read_pair_set(home / "sets" / str(source) / "pairs.jsonl")
     path = Path(source).expanduser()
     if not str(source).strip() or not path.exists():
-        known = ", ".join(named_sets(home)) or "none yet"
+        known = ", ".join(sorted(sets)) or "none yet"
         raise PairsError(f"There are no pairs {str(source)!r}. Give a kept set ({known}), a file or a folder.")
     if path.is_file():
         return read_pair_set(path)

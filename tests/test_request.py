@@ -18,13 +18,12 @@ from mapo_core import (
     demo_values,
     find_models,
     load_settings,
-    named_sets,
     pairs_from,
     request_run,
     settings_text,
 )
 from mapo_core.families._locate import DEMO_MODEL
-from mapo_core.pairs import PairSet, read_pairs, write_pairs
+from mapo_core.pairs import PairSet, list_sets, read_pairs, write_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,10 +46,10 @@ def test_pairs_from_every_source(folders: Path, tmp_path: Path) -> None:
     assert len(found.pairs) == 6
     write_pairs(tmp_path / "list.jsonl", found.pairs)
     assert len(pairs_from(tmp_path / "list.jsonl", tmp_path).pairs) == 6
-    assert named_sets(tmp_path) == []
+    assert list_sets(tmp_path) == {}
     (tmp_path / "sets" / "mine").mkdir(parents=True)
     shutil.copy(tmp_path / "list.jsonl", tmp_path / "sets" / "mine" / "pairs.jsonl")
-    assert named_sets(tmp_path) == ["mine"]
+    assert list_sets(tmp_path) == {"mine": 6}
     assert len(pairs_from("mine", tmp_path).pairs) == 6
     assert len(pairs_from(tmp_path / "sets" / "mine", tmp_path).pairs) == 6
     with pytest.raises(PairsError, match=r"no pairs 'yours'.*mine"):

@@ -17,7 +17,7 @@ from web.gradio_app import run_view, runs_page  # noqa: E402
 from web.gradio_app.api import described, parsed  # noqa: E402
 from web.gradio_app.context import AppContext  # noqa: E402
 from web.gradio_app.run_panel import ask  # noqa: E402
-from web.gradio_app.train import model_path, pair_choices, start  # noqa: E402
+from web.gradio_app.train_request import model_path, pair_choices, start  # noqa: E402
 
 CONFIG = json.dumps({"training": {"steps": 10}, "method": {"type": "mapo"}, "model": {"path": "/m/<b>.safetensors"}})
 

@@ -7,13 +7,14 @@ from typing import Any
 import gradio as gr
 import yaml
 
-from mapo_core import ConfigError, merge_settings, named_sets
+from mapo_core import ConfigError, merge_settings
+from mapo_core.pairs import list_sets
 from mapo_core.runs import list_runs
 
 from . import run_view
 from .context import AppContext, shown
 from .run_panel import ask
-from .train import model_path, start
+from .train_request import model_path, start
 
 
 def build(context: AppContext) -> None:
@@ -48,7 +49,7 @@ def build(context: AppContext) -> None:
     @shown
     def pair_sets() -> list[str]:
         """The names of the kept pair sets."""
-        return named_sets(context.home)
+        return list(list_sets(context.home))
 
     @shown
     def run_curves(name: str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def build_app(context: AppContext) -> gr.Blocks:
             "</p></div>",
             padding=False,
         )
-        context.open_run = gr.BrowserState("", storage_key="mapo-open-run")
+        context.open_run = context.remembered("open-run", "")
+        context.last = context.remembered("last", {})
         context.clone = gr.State([])
         context.beta = gr.State([])
         context.app = app

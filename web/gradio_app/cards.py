@@ -11,11 +11,19 @@ from typing import Any
 import gradio as gr
 
 from mapo_core import ConfigError
-from mapo_core.pairs import EditedPair, FilterHint, PairEditor
+from mapo_core.pairs import EditedPair, FilterHint, PairEditor, lacks_caption
 
 from .context import AppContext
 
 CARDS = 6
+VIEWS = [
+    ("All", "all"),
+    ("Kept", "kept"),
+    ("Excluded", "excluded"),
+    ("Held out", "held_out"),
+    ("Without a caption", "uncaptioned"),
+]
+EDITS = {"concurrency_limit": 1, "concurrency_id": "pair-edits", "api_visibility": "private"}
 _SIDE = 384  # pixels of a picture on a card
 _SMALL = 128
 _EXAMPLES = 4
@@ -131,3 +139,22 @@ def finding_html(context: AppContext, hint: FilterHint, title: str, editor: Pair
         f"<b>{html.escape(title)}</b> ({hint.count})<div class='mapo-message'>{first}{more}</div>"
         f"<div class='mapo-strip'>{shown}</div></div>"
     )
+
+
+def is_shown(entry: EditedPair, view: str, search: str, only: Sequence[int]) -> bool:
+    """Whether a pair belongs to a view (one of VIEWS, or "only" those of a finding) and its prompt has the words."""
+    if search.strip() and search.strip().casefold() not in entry.pair.prompt.casefold():
+        return False
+    return {
+        "all": True,
+        "kept": not entry.excluded,
+        "excluded": entry.excluded,
+        "held_out": bool(entry.pair.held_out),
+        "uncaptioned": lacks_caption(entry.pair),
+        "only": entry.index in only,
+    }[view]
+
+
+def pair_count(count: int) -> str:
+    """A number of pairs in words."""
+    return f"{count} pair{'' if count == 1 else 's'}"

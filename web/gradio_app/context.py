@@ -36,8 +36,10 @@ class AppContext:
         listen: whether other machines can reach the app.
         open_run: the name of the run that the pages are about; one per browser, kept when the page is loaded again.
         clone: the name of a run whose settings the Train page is to take over, and when that was asked; [] for none.
+        last: what was last started from this browser: `name`, `pairs`, `model` and `settings`; {} at first.
         beta: a first beta that the Evaluate page suggests for the Train page, and when that was asked; [] for none.
         app: the page as a whole, for what happens when it is loaded.
+        models: the base models that were found, None before they were looked for.
         tabs: the row of tabs; `gr.Tabs(selected="train")` as its output shows a page.
     """
 
@@ -46,8 +48,10 @@ class AppContext:
     listen: bool = False
     open_run: gr.BrowserState | None = None
     clone: gr.State | None = None
+    last: gr.BrowserState | None = None
     beta: gr.State | None = None
     app: gr.Blocks | None = None
+    models: list[Path] | None = None
     tabs: gr.Tabs | None = None
 
     @property
@@ -64,6 +68,13 @@ class AppContext:
     def served(self) -> tuple[Path, ...]:
         """The folders whose files a browser may fetch by their path."""
         return (self.home / "runs", self.pictures)
+
+    def remembered(self, name: str, default: Any) -> gr.BrowserState:
+        """Something that a browser keeps, also when the app is started again; each home folder has its own."""
+        # gradio's own key is a new one at every start, and what was written with the old one is lost then. The key is
+        # no secret: the page has it, and only the browser's own storage is written with it.
+        key = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
+        return gr.BrowserState(default, storage_key=f"mapo-{name}-{key[:8]}", secret=key)
 
     def safe_path(self, text: str | Path) -> Path:
         """The path that a user named, with links followed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +15,12 @@ from mapo_core.pairs import list_sets, open_pairs, set_folder, write_pairs
 from mapo_core.runs import mapo_home, run_job
 
 from .context import AppContext, shown
-from .results_page import lines, run_names, table_html
+from .evaluate_tables import report_html, scorers_html, sweep_html
+from .figures import lines, run_names
 from .run_view import BEST, step_of
-from .work import cancel_button, note, shown_while
+from .train_request import DATA, DEMO, model_choices, model_path
+from .work import cancel_button, shown_while
 
-DEMO = "demo"
 HEAVY: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "heavy", "api_visibility": "private"}
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 HEURISTIC = (
@@ -112,7 +112,10 @@ class _EvaluatePage:
         gr.Markdown(HEURISTIC)
         with gr.Row():
             pairs = gr.Dropdown(self._sets(), value=DEMO, label="Pairs", elem_id="mismatch-pairs")
-            model = gr.Textbox(DEMO, label="Base model", info="A file or folder, a Hub id, or demo.")
+            model = gr.Dropdown(
+                model_choices(self.context), value=DEMO, label="Base model", allow_custom_value=True,
+                info="One that was found here, a path, a Hub id, or demo.", elem_id="mismatch-model",
+            )  # fmt: skip
         with gr.Row():
             count = gr.Number(24, label="Prompts to draw", precision=0, minimum=2, elem_id="mismatch-count")
             steps = gr.Number(16, label="Sampling steps", precision=0, minimum=1, maximum=200)
@@ -149,7 +152,7 @@ class _EvaluatePage:
     ) -> Iterator[tuple[Any, ...]]:
         folder = mapo_home() / "ui" / "mismatch" / time.strftime("%Y%m%d-%H%M%S")
         source = self._pairs(pairs, folder)
-        settings = {"name": "mismatch", "data": {"pairs": "pairs.jsonl"}, "model": {"path": self._model(model)}}
+        settings = {"name": "mismatch", **DATA, "model": {"path": model_path(self.context, model)}}
         arguments = {
             "settings": settings,
             "pairs": str(source),
@@ -277,11 +280,6 @@ class _EvaluatePage:
             return load_config(self.context.run(choice.removeprefix("run:")).config).model_dump(mode="json")
         return demo_values("demo")
 
-    def _model(self, text: str) -> str:
-        words = text.strip()
-        is_id = words.count("/") == 1 and not words.startswith((".", "~", "/")) and not Path(words).exists()
-        return words if words == DEMO or is_id else str(self.context.safe_path(words))
-
 
 def _job(name: str, arguments: dict[str, Any]) -> Any:
     return lambda progress, stop: run_job(name, dict(arguments), progress=progress, should_stop=stop)
@@ -317,59 +315,3 @@ def grid_of(text: str) -> dict[str, list[str]]:
             raise ConfigError(f"{line!r}: write a setting and its values, for example method.beta=8,32,64.")
         grid[name.strip()] = words
     return grid
-
-
-def report_html(evaluation: dict[str, Any], text: str) -> str:
-    """An evaluation as a table, with what was not measured and why."""
-    rows = [tuple(cells) for cells in _columns(text.splitlines()[1:])]
-    missing = "".join(
-        f"<li>{html.escape(what)}: {html.escape(why)}</li>" for what, why in evaluation["not_measured"].items()
-    )
-    head = html.escape(text.splitlines()[0])
-    return f"<div class='mapo-status'>{head}</div>{table_html(rows[0], rows[1:])}" + (
-        f"<details><summary>Not measured</summary><ul>{missing}</ul></details>" if missing else ""
-    )
-
-
-def sweep_html(sweep: dict[str, Any], text: str) -> str:
-    """The ranked trials."""
-    names = list(dict.fromkeys(k for t in sweep["trials"] for k in t["measures"]))
-    rows = []
-    for place, t in enumerate(sweep["trials"], start=1):
-        settings = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in t["values"].items())
-        measures = [_interval(t["measures"].get(n)) for n in names]
-        drift = "" if t["drift"] is None else f"{t['drift']:.2f}"
-        rows.append((str(place), settings, *measures, drift, t["run"], t["message"]))
-    notes = [line for line in text.splitlines() if line.startswith(("Not told apart", "One seed"))]
-    table = table_html(("", "settings", *names, "drift", "run", ""), rows)
-    return table + "".join(note(line) for line in notes)
-
-
-def scorers_html(rows: list[dict[str, Any]]) -> str:
-    """Which scorers can be used."""
-    lines_ = []
-    for row in rows:
-        state = "<span class='mapo-badge finished'>ready</span>" if row["missing"] is None else (
-            "<span class='mapo-badge'>weights missing</span>"
-        )  # fmt: skip
-        lacks = "" if row["missing"] is None else f"<br><code>{html.escape(row['missing'])}</code>"
-        about = html.escape(row["about"])
-        lines_.append(f"<tr><td><b>{html.escape(row['name'])}</b><br>{state}</td><td>{about}{lacks}</td></tr>")
-    return f"<div class='mapo-grid'><table><tbody>{''.join(lines_)}</tbody></table></div>"
-
-
-def _columns(rows: list[str]) -> list[list[str]]:
-    """The cells of a table in text, whose columns are two spaces apart."""
-    head = rows[0]
-    starts = [head.index(name) for name in ("measure", "base", "LoRA", "difference", "win rate")]
-    ends = [*starts[1:], None]
-    cells = []
-    for row in rows:
-        if row.startswith("not measured:"):
-            break
-        cells.append([row[a:b].strip() for a, b in zip(starts, ends, strict=True)])
-    return cells
-
-
-def _interval(value: dict[str, Any] | None) -> str:
-    return "" if value is None else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -14,6 +14,7 @@ HIDDEN: frozenset[Key] = frozenset(
     {("name",), ("parent",), ("model", "path"), ("data", "pairs")}
 )  # asked for elsewhere
 BASIC: tuple[Key, ...] = (("training", "steps"), ("memory", "plan"))  # widgets that stand outside of Advanced
+_LABELS: dict[Key, str] = {("memory", "plan"): "Memory plan"}  # where the name alone says too little
 _TITLES = {
     (): "General",
     ("model",): "Model",
@@ -57,7 +58,7 @@ class SettingsForm:
             label="Search settings", placeholder="for example: rank, memory, noise", elem_id="search-settings"
         )
         method = self.start.get("method", {}).get("type", "mapo")
-        self.method = gr.Dropdown(list(METHODS), value=method, label="method", info="How pairs become a loss.")
+        self.method = gr.Dropdown(list(METHODS), value=method, label="Method", info="How pairs become a loss.")
         for group in self.groups:
             keys = [key for key in self.fields if key[:-1] == group.path and key not in self.widgets]
             if not keys:
@@ -159,9 +160,14 @@ def _title(group: FormGroup) -> str:
     return _TITLES.get(group.path) or group.path[-1].replace("_", " ").capitalize()
 
 
+def _label(key: Key) -> str:
+    words = _LABELS.get(key) or key[-1].replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
 def _widget(field: FormField, key: Key, value: Any) -> Any:
     common: dict[str, Any] = {
-        "label": field.name.replace("_", " "),
+        "label": _label(key),
         "info": field.text,
         "elem_id": "set-" + "-".join(key),
         "interactive": True,

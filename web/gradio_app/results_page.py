@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from mapo_core import (
-    Comparison,
-    ConfigError,
-    copy_lora,
-    model_card,
-    run_comparisons,
-    save_model_card,
-)
-from mapo_core.evaluate import read_evaluation
-from mapo_core.runs import RunDir, best_step, checkpoint_step, list_runs, run_history, run_job
+from mapo_core import Comparison, model_card, run_comparisons
+from mapo_core.runs import RunDir, best_step, checkpoint_step, run_job
 
 from .context import AppContext, shown
+from .figures import figures_html, lines, numbers, run_names, without_head
+from .lora_files import FileSection
 from .pair_view import PairSection
 from .run_view import BEST, LAST, step_of
 from .work import cancel_button, note, shown_while
 
-LAYOUTS = [("kohya: for ComfyUI, Forge and others", "kohya"), ("diffusers", "diffusers")]
-PRECISIONS = ["fp16", "bf16", "fp32"]
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 NOTHING = "<div class='mapo-status'>Choose a run. Runs are made on the Train page.</div>"
 
@@ -44,6 +35,7 @@ class _ResultsPage:
     def __init__(self, context: AppContext) -> None:
         self.context = context
         self.pairs = PairSection(context)
+        self.take = FileSection(context)
 
     # --- what is on the page ------------------------------------------------------------------------------------------
 
@@ -69,7 +61,7 @@ class _ResultsPage:
         gr.Markdown("### Pairs")
         self.pairs.draw()
         gr.Markdown("### Take it along")
-        self._draw_files()
+        self.take.draw()
 
     def _draw_drawing(self) -> None:
         self.prompts = gr.Textbox(
@@ -89,51 +81,24 @@ class _ResultsPage:
         self.stop_draw = cancel_button("compare")
         self.drawn = gr.HTML(elem_id="results-drawn")
 
-    def _draw_files(self) -> None:
-        with gr.Row():
-            self.layout = gr.Dropdown(LAYOUTS, value="kohya", label="Format", elem_id="results-layout")
-            self.precision = gr.Dropdown(PRECISIONS, value="fp16", label="Precision")
-            self.licence = gr.Textbox(
-                "",
-                label="Licence",
-                info="For the model card. Empty: a notice to fill it in.",
-                elem_id="results-licence",
-            )
-        with gr.Row():
-            self.export = gr.Button("Make the LoRA file", variant="primary", elem_id="results-export")
-            self.stop_export = cancel_button("export")
-        self.exported = gr.HTML(elem_id="results-exported")
-        self.files = gr.File(label="LoRA and model card", visible=False, interactive=False, elem_id="results-files")
-        with gr.Row():
-            self.folder = gr.Textbox(
-                "",
-                label="Copy to ComfyUI: its loras folder",
-                placeholder=".../ComfyUI/models/loras",
-                elem_id="results-folder",
-            )
-            self.copy = gr.Button("Copy the LoRA file there", size="sm", elem_id="results-copy")
-        self.copied = gr.HTML(elem_id="results-copied")
-        with gr.Accordion("Model card", open=False, elem_id="results-card-box"):
-            self.card = gr.Markdown("", elem_id="results-card")
-
     # --- what happens -------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
         """Buttons to functions."""
-        of_run = [self.step, self.checkpoints, self.comparison, self.files, self.exported]
-        of_step = [self.figures, self.card]
+        of_run = [self.step, self.checkpoints, self.comparison, self.take.files, self.take.exported]
+        of_step = [self.figures, self.take.card]
         of_pictures = [self.row, self.prompt, self.sheet, self.slider]
         picked = [self.run, self.comparison]
 
         def follow(event: Any) -> None:
-            event.success(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN).success(
+            event.success(shown(self._of_step), [self.run, self.step, self.take.licence], of_step, **HIDDEN).success(
                 shown(self._of_comparison), picked, of_pictures, **HIDDEN
             ).success(*self.pairs.of_run(self.run, self.step), **HIDDEN)
 
         follow(self.run.change(shown(self._of_run), self.run, of_run, **HIDDEN))
         follow(self.refresh.click(shown(self._again), self.run, [self.run, *of_run], **HIDDEN))
-        for part in (self.step.input, self.licence.submit, self.licence.blur):
-            part(shown(self._of_step), [self.run, self.step, self.licence], of_step, **HIDDEN)
+        for part in (self.step.input, self.take.licence.submit, self.take.licence.blur):
+            part(shown(self._of_step), [self.run, self.step, self.take.licence], of_step, **HIDDEN)
         self.pairs.connect(self.run, self.step)
         self.comparison.input(shown(self._of_comparison), picked, of_pictures, **HIDDEN)
         for part in (self.row, self.prompt):
@@ -146,17 +111,7 @@ class _ResultsPage:
             concurrency_id="heavy",
             **HIDDEN,
         ).success(shown(self._of_comparison), picked, of_pictures, **HIDDEN)
-        self.export.click(
-            shown(self._export),
-            [self.run, self.step, self.layout, self.precision, self.licence],
-            [self.exported, self.stop_export, self.files, self.card],
-            concurrency_limit=1,
-            concurrency_id="heavy",
-            **HIDDEN,
-        )
-        self.copy.click(
-            shown(self._copy), [self.run, self.step, self.layout, self.precision, self.folder], self.copied, **HIDDEN
-        )
+        self.take.connect(self.run, self.step)
         tab = self.context
         if (app := tab.app) is not None and tab.open_run is not None:
             app.load(shown(self._loaded), tab.open_run, self.run, **HIDDEN)
@@ -244,113 +199,3 @@ class _ResultsPage:
             lambda result: (f"Drawn: {Path(result['sheet']).name}.", (self._pictures(run),)),
             1,
         )
-
-    def _export(
-        self, name: str | None, step: str | None, layout: str, precision: str, licence: str, request: gr.Request
-    ) -> Iterator[tuple[Any, ...]]:
-        run = self.context.run(name or "")
-        number = step_of(run, step)
-        arguments = {"run": str(run.path), "step": number, "layout": layout, "precision": precision}
-
-        def finish(result: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
-            lora = Path(result["lora"])
-            card = model_card(run, number, licence)
-            files = [str(lora), str(save_model_card(lora.parent, card))]
-            words = f"{lora.name}: {lora.stat().st_size / 2**20:.1f} MB, read back and compared with what was trained."
-            return words, (gr.update(value=files, visible=True), without_head(card))
-
-        yield from shown_while(
-            request,
-            "export",
-            lambda progress, stop: run_job("export", arguments, progress=progress, should_stop=stop),
-            finish,
-            2,
-        )
-
-    def _copy(self, name: str | None, step: str | None, layout: str, precision: str, folder: str) -> str:
-        run = self.context.run(name or "")
-        lora = exported_file(run, step_of(run, step), layout, precision)
-        target = copy_lora(lora, self.context.safe_path(folder), run.name)
-        return note(f"It is at {target}. In ComfyUI press R, then choose it in Load LoRA.")
-
-
-def run_names(context: AppContext) -> list[str]:
-    """The runs, newest first."""
-    return [run.name for run in list_runs(context.home)]
-
-
-def exported_file(run: RunDir, step: int, layout: str, precision: str) -> Path:
-    """The file that the button made.
-
-    Raises:
-        ConfigError: it has not been made.
-    """
-    path = run.export / f"{run.name}-{step:08d}-{layout}-{precision}.safetensors"
-    if not path.exists():
-        raise ConfigError("Make the LoRA file first: press the button above, then copy it.")
-    return path
-
-
-def figures_html(run: RunDir, step: int) -> str:
-    """What is measured of a checkpoint: by an evaluation if there is one, else by the run itself."""
-    report = read_evaluation(run, step)
-    if report is None:
-        measured = [e for e in run_history(run).evaluated if e.get("step") == step]
-        if not measured:
-            return note(f"Step {step}: not measured. The Evaluate page measures it.")
-        last, base = measured[-1], measured[-1].get("base") or {}
-        rows = [
-            (title, _number(base.get(name)), _number(last.get(name)), "")
-            for name, title in (("accuracy", "held-out pair accuracy"), ("margin", "held-out margin"))
-        ]
-        hint = "Win rate and drift: measure them on the Evaluate page."
-    else:
-        rows = []
-        if held := report["held_out"]:
-            rows.append(("held-out pair accuracy", _of(held["accuracy_base"]), _of(held["accuracy"]), ""))
-        rows += [(s["title"], _of(s["base"]), _of(s["lora"]), _of(s["win_rate"])) for s in report["scores"]]
-        if drift := report["drift"]:
-            rows.append(("drift on other prompts", "", f"{drift['relative']:.2f} of the base model's error", ""))
-        hint = f"{len(report['prompts'])} prompts {report['prompts_from']}; [95 % intervals]"
-    head = (f"step {step}", "base model", "LoRA", "win rate")
-    return table_html(head, rows) + f"<div class='mapo-status'>{html.escape(hint)}</div>"
-
-
-def table_html(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table that scrolls sideways on a small screen."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='mapo-grid'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def without_head(card: str) -> str:
-    """A model card without the lines that are for programs."""
-    return card.partition("---\n")[2].partition("---\n")[2] if card.startswith("---\n") else card
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a text that have something in them."""
-    return [line.strip() for line in (text or "").splitlines() if line.strip()]
-
-
-def numbers(text: str) -> list[float]:
-    """The numbers of a text.
-
-    Raises:
-        ConfigError: it holds something else, or nothing.
-    """
-    try:
-        found = [float(word) for word in (text or "").replace(",", " ").split()]
-    except ValueError:
-        found = []
-    if not found:
-        raise ConfigError(f"{text!r} is not a list of numbers such as 0.5, 1.0.")
-    return found
-
-
-def _of(interval: dict[str, Any]) -> str:
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "-"
