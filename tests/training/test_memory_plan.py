@@ -15,6 +15,7 @@ from mapo_core.memory_plan import (
     budget_of,
     first_plan,
     next_rung,
+    plan_text,
     spilled,
     with_plan,
 )
@@ -47,6 +48,17 @@ def test_the_defaults_are_todays_behaviour() -> None:
     )
     done = with_plan(asked, plan)
     assert (done.training, done.optimizer) == (asked.training, asked.optimizer)
+
+
+def test_a_plan_in_words() -> None:
+    assert plan_text(config(memory={"plan": "manual"})) == (
+        "Begins with full base, gradient checkpointing, batch 1 x 16, adamw8bit. Nothing is added: a run that does not "
+        "fit ends with an error."
+    )
+    words = plan_text(config(memory={"plan": "6GB", "offload": "on"}, training={"train_batch_size": 4}))
+    assert words.startswith("Begins with base in nf4, gradient checkpointing, split pairs, 50% of the base offloaded, ")
+    assert "batch 1 x 64" in words
+    assert words.endswith("More savings are added while a measured step does not fit.")
 
 
 def test_auto_adds_the_exact_savings_first_and_the_slow_ones_last() -> None:

@@ -54,11 +54,18 @@ def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     pytest.importorskip("gradio", reason="install gradio to test the page")
     started: list[App] = []
 
-    def start(*options: str, home: Path | None = None, env: dict[str, str] | None = None, entry: Path = ENTRY) -> App:
+    def start(
+        *options: str,
+        home: Path | None = None,
+        env: dict[str, str] | None = None,
+        entry: Path = ENTRY,
+        port: int | None = None,
+    ) -> App:
         home = home or tmp_path_factory.mktemp("mapo home ü")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        if port is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
         output = tmp_path_factory.mktemp("server") / "output.txt"
         with output.open("wb") as out:
             process = subprocess.Popen(
@@ -97,10 +104,31 @@ def end_runs(home: Path) -> None:
             handle.kill()
 
 
+@pytest.fixture
+def client_of() -> Callable[..., Any]:
+    """A program that calls a page's actions: `client_of(app).predict(..., api_name="/start_run")`."""
+    client = pytest.importorskip("gradio_client")
+
+    def connect(app: App, **more: Any) -> Any:
+        return client.Client(app.url, verbose=False, **more)
+
+    return connect
+
+
 @pytest.fixture(scope="session")
 def app(start_app: Callable[..., App]) -> App:
     """One server for the tests that do not need one of their own."""
     return start_app()
+
+
+@pytest.fixture(scope="session")
+def few(app: App) -> str:
+    """A kept set of 12 of the demo's pairs: encoded and measured in a moment."""
+    from mapo_core import demo_pairs
+    from mapo_core.pairs import write_pairs
+
+    write_pairs(app.home / "sets" / "few" / "pairs.jsonl", demo_pairs("cartoon", home=app.home).pairs[:12])
+    return "few"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]  # no browser, but 
 STEPS = (
     "training: {steps: %d, train_batch_size: 4, gradient_accumulation_steps: 1}\nvalidation: {sample_every_steps: 0}"
 )
-
-
-@pytest.fixture
-def client_of() -> Callable[..., Any]:
-    client = pytest.importorskip("gradio_client")
-
-    def connect(app: Any, **more: Any) -> Any:
-        return client.Client(app.url, verbose=False, **more)
-
-    return connect
 
 
 def wait(client: Any, name: str, states: set[str], seconds: float = 180) -> dict[str, Any]:
@@ -67,11 +56,11 @@ def zombies_of(pid: int) -> list[int]:
     return found
 
 
-def test_a_demo_run_through_the_api(app: Any, client_of: Any, tmp_path: Path) -> None:
+def test_a_demo_run_through_the_api(app: Any, few: str, client_of: Any) -> None:
     """Start, poll, stop, resume to the end, download: with the real trainer."""
     client = client_of(app)
-    started = client.predict("by program", "demo", "demo", STEPS % 40, api_name="/start_run")
-    assert "160 pairs" in started["message"]
+    started = client.predict("by program", "demo", few, STEPS % 40, api_name="/start_run")
+    assert "12 pairs" in started["message"]
     name = started["name"]
     deadline = time.monotonic() + 300
     while client.predict(name, api_name="/run_status")["step"] < 2:

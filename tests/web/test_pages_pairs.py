@@ -131,6 +131,66 @@ def test_a_zip_and_a_saved_set_are_opened(
     has(page, "from set zipped")
 
 
+def test_lists_are_opened(app: Any, open_page: Callable[..., Any], pictures: Path, tmp_path: Path) -> None:
+    """A CSV and a parquet file, named by their path."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    files = [sorted((pictures / side).glob("*.png"))[:3] for side in ("chosen", "rejected")]
+    rows = [("first", files[0][0], files[1][0]), ("second", files[0][2], files[1][2])]
+    lines = ["prompt,chosen,rejected", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    table = {
+        "caption": ["third"],
+        "jpg_0": [files[0][0].read_bytes()],
+        "jpg_1": [files[1][0].read_bytes()],
+        "label_0": [1.0],
+        "label_1": [0.0],
+    }
+    parquet.write_table(arrow.table(table), tmp_path / "pick.parquet")
+    page = open_page(app.url)
+    page.get_by_role("tab", name="Archive or list").click()
+    for name, prompts in (("list.csv", ["first", "second"]), ("pick.parquet", ["third"])):
+        if not field(page, "pairs-file-path").is_visible():
+            page.get_by_text("Bring pairs in").first.click()
+        field(page, "pairs-file-path").fill(str(tmp_path / name))
+        page.locator("#pairs-from-file").click()
+        has(page, f"{len(prompts)} pairs?.* from {name}")
+        for k, prompt in enumerate(prompts):
+            page.wait_for_function(
+                "at => document.querySelector(`#card-${at[0]}-caption textarea`)?.value === at[1]", arg=[k, prompt]
+            )
+        page.wait_for_function(f"() => document.querySelectorAll('[id^=card-] img').length === {2 * len(prompts)}")
+
+
+def test_one_folder_gets_its_rejected_images_drawn(app: Any, open_page: Callable[..., Any], pictures: Path) -> None:
+    """With the real job: the demo model draws two pictures in two steps."""
+    folder = pictures / "two alone"
+    folder.mkdir()
+    for path in sorted((pictures / "chosen").glob("000[45]-*")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    page = open_page(app.url)
+    page.get_by_role("tab", name="One folder").click()
+    field(page, "pairs-single").fill(str(folder))
+    field(page, "pairs-draw-steps").fill("2")
+    page.locator("#pairs-generate").click()
+    page.locator("#pairs-busy").get_by_text("Drawn into").wait_for()
+    has(page, "2 pairs.*two alone")
+    captions = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
+    assert [field(page, f"card-{k}-caption").input_value() for k in range(2)] == captions
+    sources = [image.get_attribute("src") for image in page.locator("#card-0 img, #card-1 img").all()]
+    assert len(set(sources)) == 4
+    field(page, "pairs-name").fill("half drawn")
+    page.locator("#pairs-save").click()
+    page.locator("#pairs-saved").get_by_text("2 pairs kept").wait_for()
+    kept = sets(app.home, "half drawn")
+    assert [Path(pair["chosen"]).parent for pair in kept] == [folder, folder]
+    for pair in kept:
+        with Image.open(pair["rejected"]) as drawn, Image.open(pair["chosen"]) as chosen:
+            assert drawn.size == chosen.size
+            assert drawn.convert("RGB").getextrema() != chosen.convert("RGB").getextrema()
+
+
 def test_what_goes_wrong_is_said_without_a_trace(app: Any, open_page: Callable[..., Any], tmp_path: Path) -> None:
     page = open_page(app.url)
     field(page, "pairs-chosen").fill(str(tmp_path / "nowhere"))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from mapo_core.runs import RunDir
+from mapo_core.runs import RunDir, run_status
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 RUN = "shown run"
 STEPS = 20
+LONG_MS = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,30 @@ def test_a_grid_that_cannot_be_is_refused_at_once(app: Any, open_page: Callable[
     field(page, "sweep-grid").fill("method.beta")
     page.locator("#sweep-go").click()
     page.get_by_text("write a setting and its values").first.wait_for()
+
+
+def test_a_small_sweep_is_ranked(app: Any, few: str, open_page: Callable[..., Any], show_tab: Any) -> None:
+    """With real trainings of two steps each, on a few pairs."""
+    page = open_page(app.url)
+    show_tab(page, "Evaluate")
+    page.get_by_role("tab", name="Sweep").click()
+    choose(page, "sweep-pairs", few)
+    field(page, "sweep-name").fill("small")
+    field(page, "sweep-grid").fill("method.beta=4, 400")
+    field(page, "sweep-steps").fill("2")
+    page.locator("#sweep-go").click()
+    page.locator("#sweep-busy").get_by_text(re.compile("trial 1 of 2")).wait_for()
+    page.locator("#sweep-busy").get_by_text("Done.").wait_for(timeout=LONG_MS)
+    rows = page.locator("#sweep-table tbody tr").all_inner_texts()
+    assert [row.split()[:2] for row in rows] in (
+        [["1", "beta=4"], ["2", "beta=400"]],
+        [["1", "beta=400"], ["2", "beta=4"]],
+    )
+    for name in ("small-01", "small-02"):
+        run = RunDir(app.home / "runs" / name)
+        assert run_status(run).state == "finished"
+        assert any(name in row for row in rows)
+        assert run_status(run).step == 2
 
 
 def test_a_suggested_beta_goes_into_the_form(app: Any, open_page: Callable[..., Any], show_tab: Any) -> None:

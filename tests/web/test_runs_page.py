@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mapo_core.runs import list_runs, queue_entries
+
+from .test_api import few_pairs
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -27,13 +30,11 @@ def press(page: Any, title: str) -> None:
 
 
 def test_queue_compare_copy_and_delete(
-    start_app: Any, stand_in: Any, open_page: Callable[..., Any], show_tab: Any
+    quick_app: Any, client_of: Any, open_page: Callable[..., Any], show_tab: Any, tmp_path: Path
 ) -> None:
-    client_module = pytest.importorskip("gradio_client")
-    app = start_app(entry=stand_in)
-    client = client_module.Client(app.url, verbose=False)
+    app, client, pairs = quick_app, client_of(quick_app), few_pairs(tmp_path)
     for name, steps in (("alpha", 30), ("beta", 20_000), ("gamma", 40), ("delta", 40)):
-        client.predict(name, "demo", "demo", SETTINGS % steps, api_name="/start_run")
+        client.predict(name, "demo", pairs, SETTINGS % steps, api_name="/start_run")
     page = open_page(app.url)
     show_tab(page, "Runs")
     table = page.locator("#runs-table")
@@ -71,3 +72,5 @@ def test_queue_compare_copy_and_delete(
     press(page, "Delete for good")
     page.get_by_text("Stop it first").first.wait_for()
     assert "beta" in [run.name for run in list_runs(app.home)]
+    press(page, "Stop and save")  # others use this server, too
+    page.get_by_text("asked to stop").first.wait_for()

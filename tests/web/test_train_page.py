@@ -48,10 +48,12 @@ def press(page: Any, title: str) -> None:
     page.locator("#tab-train").get_by_role("button", name=title, exact=True).click()
 
 
-def test_a_whole_training_on_the_demo_model(app: Any, open_page: Callable[..., Any], show_tab: Any) -> None:
+def test_a_whole_training_on_the_demo_model(app: Any, few: str, open_page: Callable[..., Any], show_tab: Any) -> None:
     """Start, see the curve move, reload in mid-run, stop and save in the middle, resume, and come to the end."""
     page = open_page(app.url)
     show_tab(page, "Train")
+    page.locator("#train-pairs input").click()
+    page.get_by_role("option", name=few).first.click()
     start(page, "seen", training__steps=80)
     page.locator("#run-status").get_by_text("seen", exact=True).wait_for()  # until then another run may be shown
     wait_step(page, 2)
@@ -97,21 +99,26 @@ def test_two_browsers_at_once(quick_app: Any, open_page: Callable[..., Any], sho
 def test_the_server_dies_in_mid_run(
     start_app: Any, stand_in: Path, open_page: Callable[..., Any], show_tab: Any
 ) -> None:
-    """The training and the queue do not notice; the next server shows the run and can stop it."""
+    """The training and the queue do not notice; the next server shows the run and can stop it.
+
+    The browser still knows what was started last, because the next server reads what the first one had it keep.
+    """
     first = start_app(entry=stand_in)
     page = open_page(first.url)
     show_tab(page, "Train")
     start(page, "survivor", training__steps=20_000)
     wait_step(page, 3)
-    page.context.close()  # the tab, too
+    page.goto("about:blank")  # the tab is gone, too
     first.kill()
     run = list_runs(first.home)[0]
     step = run_status(run).step
     assert attach(run) is not None
 
-    second = start_app(entry=stand_in, home=first.home)
-    page = open_page(second.url)
+    start_app(entry=stand_in, home=first.home, port=int(first.url.rpartition(":")[2]))
+    page.goto(first.url, wait_until="domcontentloaded")
     show_tab(page, "Train")
+    page.wait_for_function("() => document.querySelector('#set-training-steps input').value === '20000'")
+    assert page.locator(NAME).input_value() == "survivor"
     wait_step(page, step + 1)
     wait_state(page, "training")
     press(page, "Stop and save")

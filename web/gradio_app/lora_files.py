@@ -14,6 +14,7 @@ from mapo_core.runs import RunDir, run_job
 from .context import AppContext, shown
 from .figures import without_head
 from .run_view import step_of
+from .train_request import loras_folder
 from .work import cancel_button, note, shown_while
 
 LAYOUTS = [("kohya: for ComfyUI, Forge and others", "kohya"), ("diffusers", "diffusers")]
@@ -45,7 +46,7 @@ class FileSection:
         self.files = gr.File(label="LoRA and model card", visible=False, interactive=False, elem_id="results-files")
         with gr.Row():
             self.folder = gr.Textbox(
-                "",
+                loras_folder(self.context),
                 label="Copy to ComfyUI: its loras folder",
                 placeholder=".../ComfyUI/models/loras",
                 elem_id="results-folder",

@@ -38,13 +38,22 @@ def model_choices(context: AppContext, *, again: bool = False) -> list[tuple[str
 
 
 def _model_folders(context: AppContext) -> list[Path]:
-    folders = [context.home / "models", *context.data_roots]
+    checkpoints = [folder / "models" / "checkpoints" for folder in _comfyui(context)]
+    return [context.home / "models", *context.data_roots, *(folder for folder in checkpoints if folder.is_dir())]
+
+
+def loras_folder(context: AppContext) -> str:
+    """The loras folder of the ComfyUI that is known here; empty where none is."""
+    folders = [folder / "models" / "loras" for folder in _comfyui(context)]
+    return next((str(folder) for folder in folders if folder.is_dir()), "")
+
+
+def _comfyui(context: AppContext) -> list[Path]:
+    if context.listen:
+        return []
+    named = os.environ.get("COMFYUI_DIR")
     # Installed as a custom node, this pack lies in custom_nodes, beside models.
-    comfyui = [os.environ.get("COMFYUI_DIR"), Path(__file__).resolve().parents[4]]
-    for folder in comfyui:
-        if folder and not context.listen and (checkpoints := Path(folder) / "models" / "checkpoints").is_dir():
-            folders.append(checkpoints)
-    return folders
+    return [*([Path(named)] if named else []), Path(__file__).resolve().parents[4]]
 
 
 def settings_of(
