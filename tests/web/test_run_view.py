@@ -11,7 +11,7 @@ import pytest
 gr = pytest.importorskip("gradio", reason="install gradio to test the page")
 
 from mapo_core import ConfigError, MapoError  # noqa: E402
-from mapo_core.runs import EventWriter, RunDir, acquire_run_lock, create_run, queue_entries  # noqa: E402
+from mapo_core.runs import EventWriter, JobStoppedError, RunDir, acquire_run_lock, create_run, queue_entries  # noqa: E402
 from mapo_core.runs import queue as queue_module  # noqa: E402
 from web.gradio_app import run_view, runs_page  # noqa: E402
 from web.gradio_app.api import described, parsed  # noqa: E402
@@ -128,6 +128,13 @@ def test_a_start_is_checked_and_queued(context: AppContext) -> None:
     assert [entry.run for entry in queue_entries(context.home)] == [run.name]
     with pytest.raises(MapoError, match="no pairs"):
         start(context, demo_values("mine"), str(context.home / "nowhere"))
+
+    def cancelled(done: int, total: int) -> None:
+        raise JobStoppedError("Cancelled.")
+
+    with pytest.raises(JobStoppedError):
+        start(context, demo_values("not mine"), "demo", cancelled)
+    assert [path.name for path in (context.home / "runs").iterdir()] == [run.name]
     assert model_path(context, "demo") == "demo"
     assert model_path(context, "stabilityai/stable-diffusion-xl-base-1.0").count("/") == 1
     assert Path(model_path(context, "model.safetensors")).is_absolute()

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from mapo_core.runs import list_runs
+from mapo_core.runs import JobStoppedError, RunDir, list_runs
 
 from . import run_view
 from .context import AppContext, shown
@@ -15,6 +15,7 @@ from .forms import SettingsForm
 from .run_panel import RunPanel, ask, run_choices
 from .train_form import connect_form, draw_request, form_defaults
 from .train_request import settings_of, start
+from .work import shown_while
 
 
 def build(context: AppContext) -> None:
@@ -33,21 +34,32 @@ def _connect(context: AppContext, form: SettingsForm, asked: dict[str, Any], pan
     quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
 
     @shown
-    def started(name: str, pairs: str, model: str, progress: gr.Progress = gr.Progress(), *given: Any) -> Any:  # noqa: B008
-        progress(0, "reading the pairs")
+    def started(request: gr.Request, name: str, pairs: str, model: str, *given: Any) -> Any:
         values = settings_of(context, form, name, model, given)
-        run, words = start(context, values, pairs, lambda share, text: progress(share, text))
-        gr.Info(words)
         last = {"name": name, "pairs": pairs, "model": model, "settings": form.values(given)}
-        return gr.update(choices=run_choices(context), value=run.name), run.name, last
+
+        def make(progress: Callable[[str, int, int], None], stop: Callable[[], bool]) -> tuple[RunDir, str]:
+            def looked(done: int, total: int) -> None:
+                if stop():
+                    raise JobStoppedError("Cancelled: nothing was started.")
+                progress("looking at the pictures", done, total)
+
+            progress("reading the pairs", 0, 1)
+            return start(context, values, pairs, looked)
+
+        def finish(made: tuple[RunDir, str]) -> tuple[str, tuple[Any, ...]]:
+            run, words = made
+            gr.Info(words)
+            return words, (gr.update(choices=run_choices(context), value=run.name), run.name, last)
+
+        yield from shown_while(request, "start", make, finish, 3, goes_on=True)
 
     asked["start"].click(
         started,
         [asked["name"], asked["pairs"], asked["model"], *form.inputs],
-        [panel.run, context.open_run, context.last],
-        show_progress_on=panel.status,
-        **private,
-    ).then(panel.show, panel.run, panel.outputs, **quiet)
+        [asked["starting"], asked["start_stop"], panel.run, context.open_run, context.last],
+        **quiet,
+    ).success(panel.show, panel.run, panel.outputs, **quiet)
 
     def requested(verb: str) -> Callable[[str], Any]:
         @shown

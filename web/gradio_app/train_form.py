@@ -70,6 +70,8 @@ def draw_request(context: AppContext, form: SettingsForm) -> dict[str, Any]:
     )
     with gr.Row():
         asked["start"] = gr.Button("Start training", variant="primary", elem_id="train-start")
+        asked["start_stop"] = cancel_button("start")
+    asked["starting"] = gr.HTML(padding=False, elem_id="train-starting")
     with gr.Accordion("Advanced: every setting", open=False, elem_id="train-advanced"):
         form.draw_rest()
         with gr.Row():

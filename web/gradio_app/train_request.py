@@ -79,9 +79,16 @@ def model_path(context: AppContext, text: str) -> str:
 
 
 def start(
-    context: AppContext, values: dict[str, Any], pairs: str, progress: Callable[[float, str], object] | None = None
+    context: AppContext, values: dict[str, Any], pairs: str, progress: Callable[[int, int], None] | None = None
 ) -> tuple[RunDir, str]:
-    """Make a run of what was asked for and queue it; the run, and what to say about it."""
+    """Make a run of what was asked for and queue it; the run, and what to say about it.
+
+    Args:
+        context: of the app.
+        values: the settings.
+        pairs: a kept set, "demo", or a path.
+        progress: of looking at the pictures; what it raises ends the work, and no run is made.
+    """
     source = str(pairs or "").strip()
     known = {value for _, value in pair_choices(context)}
     found = pairs_from(source if source in known else context.safe_path(source), context.home)
@@ -89,12 +96,7 @@ def start(
         context.check_readable(
             p for pair in found.pairs for p in (pair.chosen, pair.rejected, pair.chosen_mask, pair.rejected_mask)
         )
-
-    def looked(done: int, total: int) -> None:
-        if progress is not None:
-            progress(done / max(1, total), "looking at the pictures")
-
-    run, report = request_run(values, found, context.home, looked)
+    run, report = request_run(values, found, context.home, progress)
     ahead = add_to_queue(run)
     words = f"{len(found.pairs)} pairs, {len(report.warnings)} warnings."
     return run, f"{run.name} waits for {ahead} other run(s). {words}" if ahead else f"{run.name} starts. {words}"

@@ -45,7 +45,10 @@ class Done:
 
 
 def work(
-    request: gr.Request | None, slot: str, do: Callable[[Callable[[str, int, int], None], Callable[[], bool]], Any]
+    request: gr.Request | None,
+    slot: str,
+    do: Callable[[Callable[[str, int, int], None], Callable[[], bool]], Any],
+    goes_on: bool = False,
 ) -> Iterator[Step | Done]:
     """Do something that takes a while, and say how far it is.
 
@@ -53,6 +56,7 @@ def work(
         request: of the visitor; its Cancel button finds the work by it.
         slot: name of the place on the page; one piece of work at a time runs in it.
         do: is called with `progress(what, done, total)` and `should_stop()`, as `run_job` takes them.
+        goes_on: whether it comes to its end when the visitor closes the page.
 
     Yields:
         Steps, and what `do` gave as the last.
@@ -86,7 +90,8 @@ def work(
                 last = new
                 yield pace.timed(last)
     finally:
-        stop.set()  # the visitor has gone, or it is done anyway
+        if not goes_on:
+            stop.set()  # the visitor has gone, or it is done anyway
         if _RUNNING.get(key) is stop:
             del _RUNNING[key]
     if "error" in outcome:
@@ -153,17 +158,18 @@ def shown_while(
     do: Callable[[Callable[[str, int, int], None], Callable[[], bool]], Any],
     finish: Callable[[Any], tuple[str, tuple[Any, ...]]],
     others: int,
+    goes_on: bool = False,
 ) -> Iterator[tuple[Any, ...]]:
     """The updates of a page while work runs: (progress, cancel button, others...).
 
     Args:
-        request, slot, do: as of `work`.
+        request, slot, do, goes_on: as of `work`.
         finish: from what `do` gave to a closing line and the values of the other outputs.
         others: how many other outputs there are; they stay as they are until the end, and when it is cancelled.
     """
     skip = (gr.skip(),) * others
     try:
-        for state in work(request, slot, do):
+        for state in work(request, slot, do, goes_on):
             if isinstance(state, Step):
                 yield bar(state), gr.update(visible=True), *skip
             else:
