@@ -98,7 +98,7 @@ def start(
         )
     run, report = request_run(values, found, context.home, progress)
     ahead = add_to_queue(run)
-    words = f"{len(found.pairs)} pairs, {report.count("warning")} warnings."
+    words = f"{len(found.pairs)} pairs, {report.count('warning')} warnings."
     return run, f"{run.name} waits for {ahead} other run(s). {words}" if ahead else f"{run.name} starts. {words}"
 
 
