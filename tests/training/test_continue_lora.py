@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mapo_core import ConfigError, ModelError
-from mapo_core.adapter import adapter_off, add_lora
+from mapo_core.adapter import adapter_off, add_lora, encode_prompts
 from mapo_core.export import export_lora, load_lora, read_lora
 from mapo_core.families import FAMILIES
 from mapo_core.lora_adapter import live_modules
@@ -92,6 +92,91 @@ def test_a_file_is_where_training_starts_and_its_reference(
     trained = open_trained(run)
     report = export_lora(trained.model, SDXL, run.export / "again.safetensors", precision="fp32")
     assert report.relative_difference is not None
+
+
+# --- files with layers of the text encoders ---------------------------------------------------------------------------
+
+TEXT: dict[str, Any] = {"text_encoder": True, "rank": 8, "targets": ["attention", "feed_forward"]}
+PROMPTS = ["a star", "a red boat on a lake"]
+
+
+@pytest.fixture(scope="module", params=["kohya", pytest.param("diffusers", marks=pytest.mark.slow)])
+def text_file(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the denoiser and both text encoders, as if trained before."""
+    model = SDXL.load(ModelConfig(path=str(tiny_model)))
+    config = AdapterConfig(rank=3, text_encoder=True, targets=("attention", "feed_forward"))
+    draw = torch.Generator().manual_seed(5)
+    for group in add_lora(model, SDXL, config, 0):
+        for parameter in group.parameters.values():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
+    path = tmp_path_factory.mktemp("text") / f"text-{request.param}.safetensors"
+    export_lora(model, SDXL, path, layout=request.param, precision="fp32")
+    return path
+
+
+def encoded(model: Any, *, base: bool) -> torch.Tensor:
+    return torch.cat([e["prompt_embeds"] for e in encode_prompts(model, SDXL, PROMPTS, base=base)])
+
+
+def test_a_file_with_layers_of_the_text_encoders_is_where_they_start_and_their_reference(
+    new_run: Run, text_file: Path, tiny_model: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "adapter": {**TEXT, "init_from": str(text_file)},
+        "training": {"steps": 2, "train_batch_size": 2, "gradient_accumulation_steps": 1},
+        "checkpoint": {"every_steps": 1, "keep": 5},
+        "optimizer": {"learning_rate": 1e-2},
+    }
+    session = prepare(new_run("text look", **settings), None, None)
+    plain, loaded = (SDXL.load(ModelConfig(path=str(tiny_model))) for _ in range(2))
+    load_lora(loaded, SDXL, text_file, "compare")
+    theirs = torch.cat([e["prompt_embeds"] for e in SDXL.encode_prompts(loaded, PROMPTS)])
+    before = torch.cat([e["prompt_embeds"] for e in SDXL.encode_prompts(plain, PROMPTS)])
+    assert not torch.allclose(theirs, before, atol=1e-2)
+    assert torch.allclose(encoded(session.model, base=False), theirs, atol=1e-5)
+    assert [g.name for g in session.groups] == ["unet", "text_encoder", "text_encoder_2"]
+    assert {m.rank for m in live_modules(session.model)} == {3}
+    for parameter in session.parameters:
+        parameter.data += 0.1
+    assert torch.allclose(encoded(session.model, base=True), theirs, atol=1e-5)  # the reference stays
+    assert not torch.allclose(encoded(session.model, base=False), theirs, atol=1e-2)
+    prompt = session.pairs.entries[0].prompt  # what the cache holds for the reference is encoded with the file
+    (expected,) = SDXL.encode_prompts(loaded, [prompt])
+    assert torch.allclose(session.pairs.prompt(prompt)["prompt_embeds"], expected["prompt_embeds"], atol=1e-5)
+
+    run = new_run("text whole", **settings)
+    run_here(run)
+    first = next(e for e in read_events(run.events) if e["type"] == "evaluated")
+    assert first["chosen_mse"] == pytest.approx(first["base"]["chosen_mse"], rel=1e-6)
+    parts = new_run("text parts", **{**settings, "training": {**settings["training"], "steps": 1}})
+    run_here(parts)
+    parts.config.write_text(parts.config.read_text().replace('"steps": 1', '"steps": 2'))
+    run_here(parts)
+    a, b = lora_of(run), lora_of(parts)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    again = SDXL.load(ModelConfig(path=str(tiny_model)))
+    load_lora(again, SDXL, export_run(run, precision="fp32"), "again")
+    live = encoded(open_trained(run).model, base=False)
+    assert torch.allclose(torch.cat([e["prompt_embeds"] for e in SDXL.encode_prompts(again, PROMPTS)]), live, atol=1e-5)
+
+
+def test_text_encoders_that_the_file_has_and_the_run_does_not_train_are_an_error(new_run: Run, text_file: Path) -> None:
+    with pytest.raises(ConfigError, match="changes text_encoder and text_encoder_2 too"):
+        prepare(new_run("text wrong", adapter={"init_from": str(text_file)}), None, None)
+
+
+def test_text_encoders_that_the_file_lacks_start_anew(new_run: Run, files: dict[str, Path], tiny_model: Path) -> None:
+    adapter = {**TEXT, "init_from": str(files["lora kohya"])}
+    session = prepare(new_run("text fresh", adapter=adapter), None, None)
+    assert [g.name for g in session.groups] == ["unet", "text_encoder", "text_encoder_2"]
+    plain = torch.cat(
+        [e["prompt_embeds"] for e in SDXL.encode_prompts(SDXL.load(ModelConfig(path=str(tiny_model))), PROMPTS)]
+    )
+    assert torch.equal(encoded(session.model, base=False), plain)
+    for parameter in session.groups[1].parameters.values():
+        parameter.data += 0.1
+    assert not torch.allclose(encoded(session.model, base=False), plain, atol=1e-2)
+    assert torch.equal(encoded(session.model, base=True), plain)
 
 
 WRONG = [

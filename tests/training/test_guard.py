@@ -159,13 +159,15 @@ def chosen_at_the_end(run: RunDir) -> tuple[float, float]:
     return measured[-1]["chosen_mse"], measured[-1]["base"]["chosen_mse"]
 
 
-def test_a_run_that_diverges_is_taken_back_and_ends_near_its_good_state(new_cartoon_run: Run) -> None:
-    wild = new_cartoon_run("wild", **WILD, guard={"enabled": False})
+@pytest.mark.parametrize("method", ["mapo", pytest.param("diffusion_dpo", marks=pytest.mark.slow)])
+def test_a_run_that_diverges_is_taken_back_and_ends_near_its_good_state(new_cartoon_run: Run, method: str) -> None:
+    settings = {**WILD, "method": {"type": method}}
+    wild = new_cartoon_run(f"wild-{method}", **settings, guard={"enabled": False})
     run_here(wild)
     error, base = chosen_at_the_end(wild)
     assert error > 1.5 * base
     assert "chosen_error_rises" in {e["code"] for e in of_type(wild, "warning")}
-    tamed = new_cartoon_run("tamed", **WILD, guard={"learning_rate_factor": 0.02, "window_steps": 4})
+    tamed = new_cartoon_run(f"tamed-{method}", **settings, guard={"learning_rate_factor": 0.02, "window_steps": 4})
     run_here(tamed)
     back = of_type(tamed, "rolled_back")
     assert back
@@ -224,18 +226,16 @@ def events_with_superseded(run: RunDir) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoints", [4, 3])
-def test_resuming_after_a_return_is_exact(
-    new_cartoon_run: Run, monkeypatch: pytest.MonkeyPatch, checkpoints: int
-) -> None:
+@pytest.mark.parametrize(("method", "checkpoints"), [("mapo", 4), ("mapo", 3), ("diffusion_dpo", 3)])
+def test_resuming_after_a_return_is_exact(new_cartoon_run: Run, method: str, checkpoints: int) -> None:
     """Also where measurements and checkpoints fall on different steps, so that the good state is one in another."""
-    settings = {**WILD, "checkpoint": {"every_steps": checkpoints}}
+    settings = {**WILD, "checkpoint": {"every_steps": checkpoints}, "method": {"type": method}}
     guard = {"learning_rate_factor": 0.02, "window_steps": 4}
-    whole = new_cartoon_run(f"guarded-whole-{checkpoints}", **settings, guard=guard)
+    whole = new_cartoon_run(f"guarded-whole-{method}-{checkpoints}", **settings, guard=guard)
     run_here(whole)
     assert of_type(whole, "rolled_back")
     for stop in (2, 10):
-        parts = new_cartoon_run(f"guarded-parts-{checkpoints}-{stop}", **settings, guard=guard)
+        parts = new_cartoon_run(f"guarded-parts-{method}-{checkpoints}-{stop}", **settings, guard=guard)
         with pytest.MonkeyPatch.context() as patch:
             stop_at(parts, stop, patch)
             run_here(parts)

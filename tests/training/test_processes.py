@@ -81,6 +81,31 @@ def test_two_processes_of_one_setting_equal_one_process(new_run: Run, shared_hom
     assert (two.export / f"{two.name}.safetensors").exists()
 
 
+def test_two_processes_train_the_text_encoders_as_one_does(new_run: Run, shared_home: Path) -> None:
+    settings: dict[str, Any] = {
+        "adapter": {"text_encoder": True, "rank": 2, "targets": ["attention"], "text_encoder_2_learning_rate": 0.25},
+        "optimizer": ALONG_THE_GRADIENT,
+        "method": METHODS["diffusion_dpo"],
+        "validation": {"every_steps": 2},
+        "checkpoint": {"every_steps": 1, "keep": 9},
+    }
+    one = new_run(
+        "text-one", training={"train_batch_size": 2, "gradient_accumulation_steps": 2, "steps": 2}, **settings
+    )
+    run_here(one)
+    training = {"train_batch_size": 2, "gradient_accumulation_steps": 1, "processes": 2, "steps": 2}
+    two = new_run("text-two", training=training, **settings)
+    done = train_in_child(two, shared_home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    a, b = lora_of(one, step=1), lora_of(two, step=1)
+    assert {k.partition(".")[0] for k in a} >= {"text_encoder", "text_encoder_2"}
+    for part in ("", "text_encoder.", "text_encoder_2."):
+        own = {k: v for k, v in a.items() if (k.startswith(part) if part else not k.startswith("text_encoder"))}
+        assert relative_difference(own, {k: b[k] for k in own}) < 2e-5, part
+    a, b = ([e["margin"] for e in read_events(r.events) if e["type"] == "evaluated"] for r in (one, two))
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+
+
 FAULTS = {"raises": "raise RuntimeError('the second GPU is gone')", "killed": "os.kill(os.getpid(), signal.SIGKILL)"}
 
 
