@@ -77,7 +77,10 @@ def shares(group: list[Draw], processes: int) -> list[list[Draw]]:
 
 def assembled(session: Session, parts: list[list[Draw]]) -> Iterator[Shown]:
     """The batches of a step in order; with memory.prefetch each is read while the device works on the one before."""
-    if not session.config.memory.prefetch or len(parts) < 2:
+    wanted = session.config.memory.prefetch
+    if wanted is None:
+        wanted = session.accelerator.device.type == "cuda"
+    if not wanted or len(parts) < 2:
         for draws in parts:
             yield read_batch(session, draws)
         return

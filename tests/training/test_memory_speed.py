@@ -42,13 +42,14 @@ def test_batches_read_ahead_are_the_same_batches(new_run: Run, monkeypatch: pyte
     monkeypatch.setattr(backward, "read_batch", seen)
     runs = [
         new_run(f"ahead-{on}", training=SMALL, memory={"prefetch": on}, data={"flip": True, "caption_dropout": 0.3})
-        for on in (True, False)
+        for on in (True, False, None)
     ]
     for run in runs:
         run_here(run)
-    a, b = (lora_of(run) for run in runs)
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b, c = (lora_of(run) for run in runs)
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
     assert losses(runs[0]) == losses(runs[1])
+    assert threads["ahead-None"] == {"MainThread"}  # on the CPU there is nothing to gain
     assert all(name.startswith("mapo-prefetch") for name in threads["ahead-True"])
     assert threads["ahead-False"] == {"MainThread"}
 
@@ -65,7 +66,7 @@ def test_what_fails_while_reading_ahead_fails_the_step(new_run: Run, monkeypatch
 
     monkeypatch.setattr(backward, "read_batch", broken)
     with pytest.raises(OSError, match="the disk is gone"):
-        run_here(new_run("ahead-broken", training=SMALL))
+        run_here(new_run("ahead-broken", training=SMALL, memory={"prefetch": True}))
 
 
 @pytest.mark.parametrize(
