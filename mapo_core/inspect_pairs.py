@@ -2,7 +2,9 @@
 
 Every pair is measured with the base model and at the kept checkpoints, at fixed noise and timesteps that are the same
 for all of them: accuracy is the share of timesteps at which the chosen image is predicted with the smaller error, the
-margin is the mean of K_l - K_w.
+margin is the mean of K_l - K_w. Errors differ by orders of magnitude between timesteps, and with them what training can
+change; so that no timestep decides alone, a pair's gain is the change of its margin over the base model's mean error at
+the same timestep, mean over the timesteps.
 
 Whether a pair hurts is estimated at one checkpoint as by TracIn (Pruthi et al., arXiv 2002.08484, with one checkpoint
 and without the optimizer's scaling), on the trained weights alone: g_i is the gradient of pair i's K_w - K_l, h that of
@@ -54,7 +56,8 @@ class PairView:
         prompt, chosen, rejected: as there.
         held_out: it was not trained on.
         accuracy, margin, chosen_mse: one value per step of the inspection.
-        gain: of the margin from the base model to the last step, mean over the timesteps.
+        gain: of the margin from the base model to the last step, as a share of the base model's mean error at each
+            timestep, mean over the timesteps.
         gain_error: standard error of that, over the timesteps.
         influence: cosine of the gradients of its margin and of the held-out pairs' margin, -1 to 1; below 0 preferring
             its chosen image lowers theirs. None where it was not estimated.
@@ -169,11 +172,14 @@ def inspect_run(
                 )
             )
     curves = [by_pair(errors) for errors in measured]
-    gains = {p: mean_and_error([b - a for a, b in zip(curves[0][p][2], curves[-1][p][2], strict=True)]) for p in places}
+    scales = level_scales(measured[0])
+    shares = [{p: over(c[p][2], scales) for p in places} for c in (curves[0], curves[-1])]
+    gains = {p: mean_and_error([b - a for a, b in zip(shares[0][p], shares[1][p], strict=True)]) for p in places}
     held = set(session.held_out_indices)
     suspects = sorted((p for p in places if p not in held), key=lambda p: gains[p][0])[:influence_pairs]
     influences = influence_on_held_out(session, suspects, influence_draws, progress) if suspects else {}
-    views = [view(session, p, curves, gains[p], influences.get(p)) for p in places]
+    last = {p: sum(shares[1][p]) / draws for p in places}
+    views = [view(session, p, curves, gains[p], last[p], influences.get(p)) for p in places]
     found = Inspection(
         run=run.name,
         steps=[0, *(checkpoint_step(p) for p in paths)],
@@ -223,6 +229,20 @@ def by_pair(errors: HeldOutErrors) -> dict[int, tuple[float, float, list[float]]
     }
 
 
+def level_scales(base: HeldOutErrors) -> list[float]:
+    """The base model's mean error at each of the timesteps, over all pairs and both of their images."""
+    found = []
+    for level in range(base.draws):
+        errors = [(c + r) / 2 for c, r, d in zip(base.chosen, base.rejected, base.draw, strict=True) if d == level]
+        found.append(max(sum(errors) / len(errors), 1e-12))
+    return found
+
+
+def over(values: Sequence[float], scales: Sequence[float]) -> list[float]:
+    """Values by timestep over those of the base model."""
+    return [value / scale for value, scale in zip(values, scales, strict=True)]
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean and its standard error; of one value alone nothing is known of the error."""
     mean = sum(values) / len(values)
@@ -253,9 +273,10 @@ def view(
     place: int,
     curves: Sequence[dict[int, tuple[float, float, list[float]]]],
     gain: tuple[float, float],
+    last: float,
     influence: tuple[float, float] | None,
 ) -> PairView:
-    """All about one pair."""
+    """All about one pair; `last` is its margin at the last step in the unit of its gain."""
     pair = session.source_pairs[place]
     margins = [sum(c[place][2]) / len(c[place][2]) for c in curves]
     return PairView(
@@ -271,7 +292,7 @@ def view(
         gain_error=gain[1],
         influence=influence[0] if influence else None,
         influence_error=influence[1] if influence else None,
-        verdict=classify(*gain, margins[-1], influence),
+        verdict=classify(*gain, last, influence),
     )
 
 
@@ -326,7 +347,10 @@ def _clear(session: Session) -> None:
 
 def explanation(session: Session, draws: int, influences: dict[int, Any], influence_draws: int, step: int) -> str:
     """How it was computed, in words."""
-    text = f"Margins: mean of K_l - K_w at {draws} fixed timesteps, the same noise for every step."
+    text = (
+        f"Margins: mean of K_l - K_w at {draws} fixed timesteps, the same noise for every step. Classes: by the change "
+        "of the margin over the base model's error at the same timestep."
+    )
     if influences:
         text += (
             f" Influence: cosine of the gradient of the pair's own margin with that of the margin of "
