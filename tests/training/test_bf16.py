@@ -1,0 +1,68 @@
+"""A bf16 step without autocast, which is the default of plain LoRAs, against one with it and against fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+from mapo_core import build_config, merge_settings
+from mapo_core.backward import accumulate
+from mapo_core.data_order import Draw
+from mapo_core.session import prepare
+
+from .conftest import Run
+from .test_guard import cartoons, new_cartoon_run
+
+__all__ = ["cartoons", "new_cartoon_run"]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "mapo, official": {"type": "mapo", "margin_weight": 0.1},
+    "mapo, paper": {"type": "mapo", "parametrisation": "paper", "beta": 64.0},
+    "diffusion_dpo": {"type": "diffusion_dpo"},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "autocast": {"precision": "bf16", "autocast": True},
+    "plain": {"precision": "bf16"},
+}
+
+
+def test_preference_gradients_in_bf16_are_as_near_to_fp32_without_autocast_as_with_it(new_cartoon_run: Run) -> None:
+    """On the demo model, at weights that differ from the base: the links multiply the rounding of K by up to 1000."""
+    found: dict[str, dict[str, tuple[torch.Tensor, float]]] = {}
+    for way, training in WAYS.items():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = new_cartoon_run(
+            f"precise-{way}",
+            model={"path": "demo"},
+            data={"resolution": None, "bucket": False},
+            training={**training, "train_batch_size": 4, "gradient_accumulation_steps": 1},
+        )
+        found[way] = gradients(prepare(run, None, None))
+    for method in METHODS:
+        exact, loss = found["fp32"][method]
+        off = {w: ((found[w][method][0] - exact).norm() / exact.norm()).item() for w in ("autocast", "plain")}
+        wrong = {w: abs(found[w][method][1] - loss) / abs(loss) for w in ("autocast", "plain")}
+        print(f"{method}: gradient off by {off}, loss by {wrong}")
+        assert 0 < off["plain"] < 0.05, method
+        assert off["plain"] < 1.5 * off["autocast"] + 0.01, method
+        assert wrong["plain"] < 0.02, method
+
+
+def gradients(session: Any) -> dict[str, tuple[torch.Tensor, float]]:
+    """Gradient, flat, and loss of one step of each method at the same weights."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in session.parameters:
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    buckets = [session.pairs.bucket(i) for i in session.train_indices]
+    results = {}
+    for name, method in METHODS.items():
+        values = {"name": "x", "model": {"path": "demo"}, "data": {"pairs": "p"}}
+        session.loss = build_config(merge_settings(values, {"method": method})).method.build("demo")
+        session.optimizer.zero_grad(set_to_none=True)
+        session.step = 1
+        sums = accumulate(session, [Draw(0, i) for i in range(4)], buckets)
+        results[name] = (torch.cat([p.grad.flatten() for p in session.parameters]), sums["loss"].item() / 4)
+    return results
