@@ -56,7 +56,7 @@ class Arm:
         title: for the table.
         method: "mapo", "sft" or "diffusion_dpo".
         recipe: the published recipe instead of the engine.
-        checkpointing: gradient checkpointing.
+        checkpointing: gradient checkpointing; None: whatever the engine does by itself, with its memory plan.
         settings: further groups of the engine's settings.
         tf32: also for matrix products; torch's default has it for convolutions only.
         cuda: only there.
@@ -65,7 +65,7 @@ class Arm:
     title: str
     method: str = "mapo"
     recipe: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | None = False
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     tf32: bool = False
     cuda: bool = False
@@ -73,6 +73,7 @@ class Arm:
 
 SPLIT = {"memory": {"split_pairs": "on"}}
 ARMS = {
+    "mapo-default": Arm("engine: MaPO, all settings left alone", checkpointing=None),
     "mapo": Arm("engine: MaPO"),
     "mapo-checkpointing": Arm("engine: MaPO, checkpointing", checkpointing=True),
     "mapo-split": Arm("engine: MaPO, split pairs", settings=SPLIT),
@@ -89,6 +90,7 @@ ARMS = {
     "recipe-dpo": Arm("recipe: Diffusion-DPO", "diffusion_dpo", recipe=True, checkpointing=True),
 }
 RATIOS = {  # name: (how many times the time of the second arm's step is that of the first)
+    "engine, all settings left alone, against the recipe as published": ("recipe", "mapo-default"),
     "engine against the recipe as published": ("recipe", "mapo"),
     "engine with checkpointing against the recipe as published": ("recipe", "mapo-checkpointing"),
     "engine against the recipe without checkpointing": ("recipe-plain", "mapo"),
@@ -213,7 +215,7 @@ def build(name: str, options: argparse.Namespace, device: torch.device) -> tuple
         device=device,
         batch_size=options.batch,
         resolution=SIZES[options.size].resolution,
-        checkpointing=arm.checkpointing,
+        checkpointing=bool(arm.checkpointing),
     )
     return recipe.unet, recipe.step
 
@@ -242,12 +244,15 @@ def engine_step(
             "device": str(device),
             "gradient_checkpointing": arm.checkpointing,
         },
-        "memory": {"plan": "manual", "preflight": "off"},  # what the arm says and nothing else
     }
+    if arm.checkpointing is not None:
+        values["memory"] = {"plan": "manual", "preflight": "off"}  # what the arm says and nothing else
     for group, fields in arm.settings.items():
         values[group] = {**values.get(group, {}), **fields}
     AcceleratorState._reset_state(reset_partial_state=True)
     session = prepare(create_run(values["name"], build_config(values).to_json(), pairs), None, None)
+    if arm.checkpointing is None:
+        print(f"{name}: the plan is {session.plan}", file=sys.stderr, flush=True)
     session.model.vae = None  # the timed steps have no pictures to draw
     buckets = [session.pairs.entries[i].bucket for i in session.train_indices]
     groups = step_groups(buckets, options.batch, session.config.seed)

@@ -19,10 +19,23 @@ from .batch import assemble
 from .data_order import Draw
 from .devices import DTYPES
 from .errors import MemoryShortError
-from .memory_plan import GIB, Decision, budget_of, next_rung, read_decision, with_plan, write_decision
+from .memory_plan import (
+    GIB,
+    PLAIN_ROOM,
+    Decision,
+    budget_of,
+    next_rung,
+    open_checkpointing,
+    read_decision,
+    room_for,
+    with_plan,
+    write_decision,
+)
+from .memory_predict import plain_step_bytes
 from .memory_use import PeakMemory, available_bytes, free_cached, is_out_of_memory, machine_name, tensor_share
 from .noising import draw_randomness
 from .sharding import SharedBase, require_plain
+from .speed import set_checkpointing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +47,6 @@ if TYPE_CHECKING:
     from .session import Session
 
 BASE = ("base_precision", "offload")  # rungs that change where the base lies
-ROOM = 0.95  # of the budget a measured peak may take; pictures and measures come on top now and then
 NEARLY_FULL = 0.85  # share of the device's memory
 _ALWAYS_COPIED_BYTES = 2**28
 Result = TypeVar("Result")
@@ -87,8 +99,11 @@ def settle(session: Session, rebuild: Callable[[Session], None]) -> None:
     if before is not None and before.machine == machine:
         session.expected_pace = before.seconds_per_step or 0.0
         return
+    left_open = session.asked.training.gradient_checkpointing is None
+    if before is None and left_open and can_predict(session):
+        try_without_checkpointing(session)
     measured = _search(session, rungs, rebuild) if _wanted(session) else None
-    if rungs or measured is not None or session.base_error is not None:
+    if rungs or measured is not None or session.base_error is not None or left_open:
         figures = measured.as_dict() if measured else {}
         keep_decision(session, Decision(plan=session.plan, machine=machine, rungs=tuple(rungs), **figures))
 
@@ -100,16 +115,16 @@ def _wanted(session: Session) -> bool:
 
 def _search(session: Session, rungs: list[str], rebuild: Callable[[Session], None]) -> Measured:
     """Measure, and add savings until it fits."""
-    device = session.accelerator.device
     step: tuple[Rung, Measured] | None = None
     while True:
         session.emit("phase", phase="measuring memory and speed")
-        budget = budget_of(session.asked.memory.plan, available_bytes(device))
+        budget = budget_for(session)
         found = worst(session, measure_steps(session))
         rebuild(session)
         if step is not None:
             _say_rung(session, step[0], step[1], found)
-        fits = found.peak_memory_bytes is not None and found.peak_memory_bytes <= ROOM * budget
+        room = room_for(session.plan, session.asked) * budget
+        fits = found.peak_memory_bytes is not None and found.peak_memory_bytes <= room
         if fits or session.asked.memory.plan == "manual":
             _say_plan(session, found, budget, rungs, fits)
             return found
@@ -119,6 +134,50 @@ def _search(session: Session, rungs: list[str], rebuild: Callable[[Session], Non
         if rung.needs in BASE:
             _place(session, rungs)
         rebuild(session)
+
+
+def can_predict(session: Session) -> bool:
+    """Whether the plan is to decide about gradient checkpointing, and memory here can be counted beforehand.
+
+    With a shared base a pass has to be made by all processes alike, and what it fetches would be counted as kept.
+    """
+    device = session.accelerator.device.type
+    return open_checkpointing(session.asked) and session.shared is None and device in ("cpu", "cuda")
+
+
+def try_without_checkpointing(session: Session) -> None:
+    """Switch gradient checkpointing off where a step is predicted to leave room without it, and on where not.
+
+    A step that does not fit need not be tried for it, which on the CPU could end the process.
+    """
+    config, budget = session.config.training, budget_for(session)
+    buckets = [session.pairs.bucket(i) for i in session.train_indices]
+    draws = [Draw(0, worst_pair(session, buckets))] * config.train_batch_size
+    try:
+        needed = plain_step_bytes(session, draws)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        needed = 2 * budget
+    free_cached(session.accelerator.device)
+    needed = int(_of_all(session, [needed], largest=True)[0])
+    on = needed > PLAIN_ROOM * budget
+    apply_plan(session, session.plan.model_copy(update={"gradient_checkpointing": on}))
+    session.emit(
+        "phase",
+        phase="gradient checkpointing",
+        gradient_checkpointing=on,
+        predicted_bytes=needed,
+        budget_bytes=budget,
+        message=f"Without gradient checkpointing a step would take about {needed / GIB:.2f} GiB of "
+        f"{budget / GIB:.2f} GiB: it is {'on' if on else 'off'}.",
+    )
+
+
+def budget_for(session: Session) -> int:
+    """Bytes that every process of the run may take: of the one that has least."""
+    own = budget_of(session.asked.memory.plan, available_bytes(session.accelerator.device))
+    return int(_of_all(session, [own], largest=False)[0])
 
 
 def measure_steps(session: Session, steps: int = 2) -> Measured:
@@ -180,12 +239,18 @@ def worst(session: Session, found: Measured) -> Measured:
     """The largest of all processes' figures, so that all decide the same."""
     if session.accelerator.num_processes == 1:
         return found
-    values = torch.tensor([found.peak_memory_bytes or -1, found.seconds_per_step or -1.0], dtype=torch.float64)
-    every: Any = session.accelerator.gather(values.to(session.accelerator.device)[None])
-    if (every < 0).any():
-        return Measured(None, None)
-    peak, pace = every.amax(0).tolist()
-    return Measured(int(peak), pace)
+    failed = math.inf  # memory ran out there
+    peak, pace = _of_all(session, [found.peak_memory_bytes or failed, found.seconds_per_step or failed], largest=True)
+    return Measured(None, None) if math.inf in (peak, pace) else Measured(int(peak), pace)
+
+
+def _of_all(session: Session, values: Sequence[float], *, largest: bool) -> list[float]:
+    """The largest or the smallest of all processes' values, so that all decide the same."""
+    if session.accelerator.num_processes == 1:
+        return list(values)
+    own = torch.tensor(values, dtype=torch.float64, device=session.accelerator.device)
+    every: Any = session.accelerator.gather(own[None])
+    return (every.amax(0) if largest else every.amin(0)).tolist()
 
 
 # --- encoding and class images ---------------------------------------------------------------------------------------
@@ -351,14 +416,7 @@ def apply_plan(session: Session, plan: Plan) -> None:
     session.plan = plan
     session.config = with_plan(session.asked, plan)
     session.split_pairs = plan.split_pairs
-    unet: Any = session.model.unet
-    if plan.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        encoders: list[Any] = list(session.model.text_encoders)  # those that are trained
-        for encoder in encoders:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    else:
-        unet.disable_gradient_checkpointing()
+    set_checkpointing(session.model, plan.gradient_checkpointing)
 
 
 def can_split(session: Session) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BasePrecision = Literal["full", "int8", "nf4", "fp8"]
 GIB = 2**30
+ROOM = 0.95  # of the budget a measured peak may take; pictures and measures come on top now and then
+PLAIN_ROOM = 0.85  # the same where gradient checkpointing could still be switched on: it costs little to be sure
 CONTEXT_BYTES = 600 * 2**20  # what a CUDA process takes of a card before the first tensor
 
 
@@ -25,7 +27,8 @@ class Plan(Settings):
     """The savings of a run.
 
     Attributes:
-        gradient_checkpointing, optimizer, train_batch_size, gradient_accumulation_steps: as in the settings.
+        gradient_checkpointing: on or off, also where the settings leave it to the plan.
+        optimizer, train_batch_size, gradient_accumulation_steps: as in the settings.
         split_pairs: the images of a pair one after the other.
         base_precision: how the frozen weights are kept.
         offload_share: of the denoiser's blocks that wait in the computer's memory.
@@ -168,7 +171,8 @@ RUNGS = (
     ),
 )
 
-# What a card of a size starts with; None leaves the setting as it is.
+# What a card of a size starts with. Gradient checkpointing that is left to the plan is on at first; `memory.settle`
+# then switches it off where a step fits without.
 PRESETS: dict[str, dict[str, Any]] = {
     "6GB": {"gradient_checkpointing": True, "split_pairs": True, "base_precision": "nf4", "one": True, "small": True},
     "8GB": {"gradient_checkpointing": True, "split_pairs": True, "base_precision": "int8", "one": True, "small": True},
@@ -183,11 +187,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 def first_plan(config: TrainConfig) -> Plan:
     """What the settings ask for, and for a card size what such a card needs.
 
-    Settings of the section `memory` that are not "auto" stand in every plan.
+    Settings of the section `memory` that are not "auto" stand in every plan. Gradient checkpointing that is not set is
+    on, the safe way, until it is known whether a step fits without.
     """
     memory, training = config.memory, config.training
     plan = Plan(
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=training.gradient_checkpointing is not False,
         optimizer=config.optimizer.type,
         split_pairs=memory.split_pairs == "on",
         base_precision="full" if memory.base_precision == "auto" else memory.base_precision,
@@ -229,7 +234,20 @@ def plan_text(config: TrainConfig) -> str:
     begins = f"Begins with {savings_words(first_plan(config))}."
     if config.memory.plan == "manual":
         return f"{begins} Nothing is added: a run that does not fit ends with an error."
+    if open_checkpointing(config):
+        begins += " Gradient checkpointing is on only where a step would not fit without it."
     return f"{begins} More savings are added while a measured step does not fit."
+
+
+def open_checkpointing(config: TrainConfig) -> bool:
+    """Whether the plan is to find out if gradient checkpointing is needed."""
+    memory = config.memory
+    return config.training.gradient_checkpointing is None and memory.plan != "manual" and memory.preflight != "off"
+
+
+def room_for(plan: Plan, config: TrainConfig) -> float:
+    """The share of the budget that a step with this plan may take."""
+    return PLAIN_ROOM if open_checkpointing(config) and not plan.gradient_checkpointing else ROOM
 
 
 def next_rung(

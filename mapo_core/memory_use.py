@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import platform
 from pathlib import Path
 from typing import Self
@@ -75,13 +76,23 @@ def peak_process_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process has of the device's memory and could still get."""
+    """What this process has of the device's memory and could still get; processes of one run share what is free."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     import psutil
 
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().available // beside + psutil.Process().memory_info().rss
+
+
+def used_bytes(device: torch.device) -> int:
+    """What this process holds now: tensors on CUDA, elsewhere all of the process that is resident."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def used_share(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from .config import load_config
 from .devices import DTYPES, choose_precision, preferred_device
 from .errors import RunError
 from .families import FAMILIES, detect
-from .memory_plan import read_decision
+from .memory_plan import read_decision, with_plan
 from .memory_use import free_cached, is_out_of_memory
 from .runs import checkpoint_step
 
@@ -260,6 +260,9 @@ def run_metadata(
     from .export import lora_metadata
     from .pairs import open_pairs, pairs_hash
 
+    decided = read_decision(run)
+    if decided is not None:
+        config = with_plan(config, decided.plan)  # what it was trained with
     pairs = open_pairs(run.pairs)
     held, base = state.get("held_out"), state.get("held_out_base")
     measures = {**held, "accuracy_base": base["accuracy"], "margin_base": base["margin"]} if held and base else None

@@ -298,8 +298,10 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the frozen model and of the arithmetic; LoRA weights are float32 in all. "auto": bf16 on a GPU
     that has it, fp16 on an older one, fp32 on the CPU."""
-    gradient_checkpointing: bool = True
-    """Compute activations twice instead of keeping them: about a third slower, far less memory."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice instead of keeping them: a third to a half slower, far less memory, the same gradients.
+    None: off where the memory plan finds that a step fits without it, otherwise on (with memory.plan "manual" always,
+    with memory.preflight "off" on cards below 48 GB, because nothing is found out then)."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     max_nonfinite_steps: int = Field(default=5, ge=1)
@@ -462,10 +464,12 @@ class MemoryConfig(Settings):
     go on like "auto" within that size. "manual" changes nothing. The docs name the savings and their order."""
     preflight: Literal["auto", "on", "off"] = "auto"
     """Before training, measure two real steps of the largest pictures: memory, seconds per step, time left. Nothing of
-    the training changes by it. "auto": on a GPU."""
-    prefetch: bool = True
+    the training changes by it. "auto": on a GPU. "off" also leaves out the forward pass that says whether
+    training.gradient_checkpointing is needed; it then stays on."""
+    prefetch: bool | None = None
     """Read the next batch of a step in a second thread while the device works on the one before; the batches are the
-    same. Off saves the memory of one batch."""
+    same. Off saves the memory of one batch. None: on with a GPU, where we have not measured it yet, and off on the CPU,
+    where it makes no difference (docs/benchmarks.md)."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile); the first steps take minutes. For long runs on a GPU
     under Linux; needs a C++ compiler, and the base in full precision and on the device."""

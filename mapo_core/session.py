@@ -40,7 +40,7 @@ from .processes import WAIT, agree
 from .runs import EventWriter, RequestWatcher, RunDir, mapo_home, write_atomic
 from .sections import GuardConfig
 from .sharding import SharedBase, take_from_accelerate, with_shared_base
-from .speed import allow_tf32, compile_blocks, fuse
+from .speed import allow_tf32, compile_blocks, fuse, set_checkpointing
 from .state import begin_from, build_average, put_back
 from .tracking import Tracking, require_trackers, start_tracking
 
@@ -212,10 +212,8 @@ def prepare(run: RunDir, events: EventWriter | None, watcher: RequestWatcher | N
     parameters = flat(groups)
     for part in (model.unet, *model.text_encoders):
         fuse_lora(part)
-    if config.training.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
-        for encoder in model.text_encoders:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+    if plan.gradient_checkpointing:
+        set_checkpointing(model, True)
     model.unet.train()
     optimizer, schedule = build_training(accelerator, groups, config)
     session = Session(

@@ -11,7 +11,20 @@ import torch
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .families.base import DiffusionModel
     from .session import Session
+
+
+def set_checkpointing(model: DiffusionModel, on: bool) -> None:
+    """Compute activations twice instead of keeping them, in the denoiser and in text encoders that are trained."""
+    unet: Any = model.unet
+    (unet.enable_gradient_checkpointing if on else unet.disable_gradient_checkpointing)()
+    encoders: list[Any] = list(model.text_encoders)
+    for encoder in encoders:
+        if on:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        else:  # newer versions of transformers have another name for it
+            getattr(encoder, "activation_checkpointing_disable", encoder.gradient_checkpointing_disable)()
 
 
 def allow_tf32(on: bool) -> None:

@@ -426,7 +426,7 @@ def low_memory() -> list[Column]:
         {
             "train_batch_size": 1,
             "gradient_accumulation_steps": 4,
-            "gradient_checkpointing": True,
+            "gradient_checkpointing": "on",
             "optimizer": "adamw8bit",
             "cache_precision": "bf16",
         },

@@ -97,3 +97,19 @@ def test_goals_that_were_not_measured_say_so_and_missed_ones_are_bold() -> None:
     assert sum("not measured" in line for line in lines) >= 4
     result["ratios"]["engine against the recipe as published"]["median"] = 1.6
     assert any("1.60: yes" in line for line in step_report.goals([result]))
+
+
+def test_the_table_of_cards_is_what_the_plan_does_with_the_computed_figures() -> None:
+    rows = json.loads((Path(harness.OUT) / "train_step_predicted.json").read_text())["arms"]
+    plans = {size: step_report.outcome(rows, size, "auto") for size in step_report.PRESETS}
+    assert not plans["48GB"][0].gradient_checkpointing
+    assert plans["8GB"][0].gradient_checkpointing
+    for plan, need, room in plans.values():
+        assert need <= room
+        assert need == pytest.approx(step_report.computed_bytes(rows, plan) / 2**30)
+    named = step_report.outcome(rows, "6GB", "6GB")
+    assert named[0].base_precision == "nf4"
+    assert named[1] == pytest.approx(2.68e9 / 2**30, abs=0.02)  # the row "split pairs, checkpointing, nf4"
+    page = (harness.OUT / "train_step.md").read_text()
+    for line in step_report.cards(rows):
+        assert line in page

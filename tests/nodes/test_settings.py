@@ -112,6 +112,21 @@ def test_toggles_lines_and_numbers(pack: Any) -> None:
         pack.run("MaPOOptimizerSettings", betas="high")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"), [("auto", None), ("on", True), ("off", False), (True, True), (False, False)]
+)
+def test_a_workflow_saved_while_checkpointing_was_a_switch_means_what_it_meant(
+    pack: Any, given: object, expected: bool | None
+) -> None:
+    node = pack.node("MaPOMemorySettings")
+    values = {one.id: one.default for one in node.GET_SCHEMA().inputs if hasattr(one, "default")}
+    values["gradient_checkpointing"] = given
+    assert node.validate_inputs(**values) is True  # it takes any name, so ComfyUI leaves the list of choices to it
+    settings = node.execute(**values).result[0]
+    assert settings["training"].get("gradient_checkpointing") == expected
+    assert build_config(merge_settings(settings, COMPLETE)).training.gradient_checkpointing is expected
+
+
 def test_later_nodes_win_setting_by_setting(pack: Any) -> None:
     first = pack.run("MaPOSettingsText", lines="adapter.rank = 4\nadapter.dropout = 0.5").args[0]
     then = pack.run("MaPOTrainingSettings", settings=first, rank=32).args[0]

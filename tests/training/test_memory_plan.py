@@ -15,6 +15,7 @@ from mapo_core.memory_plan import (
     budget_of,
     first_plan,
     next_rung,
+    open_checkpointing,
     plan_text,
     spilled,
     with_plan,
@@ -47,7 +48,38 @@ def test_the_defaults_are_todays_behaviour() -> None:
         gradient_accumulation_steps=16,
     )
     done = with_plan(asked, plan)
-    assert (done.training, done.optimizer) == (asked.training, asked.optimizer)
+    assert done.training == asked.training.model_copy(update={"gradient_checkpointing": True})
+    assert done.optimizer == asked.optimizer
+
+
+@pytest.mark.parametrize("size", ["auto", "manual", "8GB", "48GB"])
+def test_what_old_settings_say_of_checkpointing_they_still_say(size: str) -> None:
+    """Settings written while it was on or off and nothing else: a card's size wins over them, as it did."""
+    for said in (True, False):
+        asked = config(training={"gradient_checkpointing": said}, memory={"plan": size})
+        expected = {"8GB": True, "48GB": False}.get(size, said)
+        assert first_plan(asked).gradient_checkpointing == expected
+        assert not open_checkpointing(asked)
+
+
+@pytest.mark.parametrize(
+    ("memory", "found_out", "at_first"),
+    [
+        ({}, True, True),
+        ({"plan": "8GB"}, True, True),
+        ({"plan": "48GB"}, True, False),
+        ({"plan": "manual"}, False, True),
+        ({"plan": "manual", "preflight": "on"}, False, True),
+        ({"preflight": "off"}, False, True),
+    ],
+)
+def test_checkpointing_that_is_left_open_is_on_until_something_says_that_it_is_not_needed(
+    memory: dict[str, str], found_out: bool, at_first: bool
+) -> None:
+    asked = config(memory=memory)
+    assert open_checkpointing(asked) == found_out
+    assert first_plan(asked).gradient_checkpointing == at_first
+    assert with_plan(asked, first_plan(asked)).training.gradient_checkpointing == at_first
 
 
 def test_a_plan_in_words() -> None:
