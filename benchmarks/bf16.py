@@ -4,6 +4,9 @@
 
 For each method a short fp32 training gives weights; at these weights one step's gradient and loss are computed in all
 three ways. Then the same training runs in all three, and its LoRA is measured in fp32 on the held-out pairs.
+
+On the CPU torch's autocast leaves norms in the precision of what they are given, so with a bf16 model it changes nothing
+at all; on CUDA it runs them in float32. That is what "autocast" stands for here: norms in float32, with float32 results.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from mapo_core.adapter import adapter_state, load_adapter_state  # noqa: E402
 
@@ -61,10 +67,12 @@ def compare(method: str, sessions: dict[str, Any], fresh: dict[str, Tensor], ste
     trained: dict[str, dict[str, Tensor]] = {}
     for way, session in sessions.items():
         choose(session, method, fresh)
-        trained[way] = train_run(session, steps)
+        with as_on_cuda("autocast" in way):
+            trained[way] = train_run(session, steps)
     exact, exact_loss = gradient(sessions["fp32"], trained["fp32"])
     for way, session in sessions.items():
-        found, loss = gradient(session, trained["fp32"])
+        with as_on_cuda("autocast" in way):
+            found, loss = gradient(session, trained["fp32"])
         off = ((found - exact).norm() / exact.norm()).item()
         measured = held_out(sessions["fp32"], trained[way])
         print(
@@ -86,6 +94,26 @@ def drawn(folder: Path) -> str:
             render(scene, style, 64).save(record[side])
         lines.append(json.dumps(record))
     return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def as_on_cuda(on: bool) -> Iterator[None]:
+    """Inside, norms are computed in float32 and give float32, as CUDA's autocast has them."""
+    before = functional.group_norm, functional.layer_norm
+
+    def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, *rest: Any, **named: Any) -> Tensor:
+            parts = (None if p is None else p.float() for p in (weight, bias))
+            return norm(x.float(), shape, *parts, *rest, **named)
+
+        return call
+
+    if on:
+        functional.group_norm, functional.layer_norm = map(in_float32, before)
+    try:
+        yield
+    finally:
+        functional.group_norm, functional.layer_norm = before
 
 
 def opened(way: str, pairs: str) -> Any:

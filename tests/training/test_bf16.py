@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 
@@ -11,6 +14,9 @@ from mapo_core import build_config, merge_settings
 from mapo_core.backward import accumulate
 from mapo_core.data_order import Draw
 from mapo_core.session import prepare
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from bf16 import as_on_cuda
 
 from .conftest import Run
 from .test_guard import cartoons, new_cartoon_run
@@ -22,6 +28,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "mapo, paper": {"type": "mapo", "parametrisation": "paper", "beta": 64.0},
     "diffusion_dpo": {"type": "diffusion_dpo"},
 }
+BOUNDS = {  # of the gradient and of the loss, relative: about twice what was measured
+    "mapo, official": (0.02, 0.005),
+    "mapo, paper": (0.05, 0.005),
+    "diffusion_dpo": (0.12, 0.2),
+}
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "autocast": {"precision": "bf16", "autocast": True},
@@ -29,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_preference_gradients_in_bf16_are_as_near_to_fp32_without_autocast_as_with_it(new_cartoon_run: Run) -> None:
     """On the demo model, at weights that differ from the base: the links multiply the rounding of K by up to 1000."""
     found: dict[str, dict[str, tuple[torch.Tensor, float]]] = {}
@@ -40,15 +52,18 @@ def test_preference_gradients_in_bf16_are_as_near_to_fp32_without_autocast_as_wi
             data={"resolution": None, "bucket": False},
             training={**training, "train_batch_size": 4, "gradient_accumulation_steps": 1},
         )
-        found[way] = gradients(prepare(run, None, None))
+        session = prepare(run, None, None)
+        with as_on_cuda(way == "autocast"):  # on the CPU, autocast alone would change nothing
+            found[way] = gradients(session)
     for method in METHODS:
         exact, loss = found["fp32"][method]
         off = {w: ((found[w][method][0] - exact).norm() / exact.norm()).item() for w in ("autocast", "plain")}
         wrong = {w: abs(found[w][method][1] - loss) / abs(loss) for w in ("autocast", "plain")}
         print(f"{method}: gradient off by {off}, loss by {wrong}")
-        assert 0 < off["plain"] < 0.05, method
+        assert 0 < off["plain"] < BOUNDS[method][0], method
+        assert wrong["plain"] < BOUNDS[method][1], method
         assert off["plain"] < 1.5 * off["autocast"] + 0.01, method
-        assert wrong["plain"] < 0.02, method
+        assert off["plain"] != off["autocast"]  # else nothing is compared
 
 
 def gradients(session: Any) -> dict[str, tuple[torch.Tensor, float]]:
