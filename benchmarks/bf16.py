@@ -5,8 +5,9 @@
 For each method a short fp32 training gives weights; at these weights one step's gradient and loss are computed in all
 three ways. Then the same training runs in all three, and its LoRA is measured in fp32 on the held-out pairs.
 
-On the CPU torch's autocast leaves norms in the precision of what they are given, so with a bf16 model it changes nothing
-at all; on CUDA it runs them in float32. That is what "autocast" stands for here: norms in float32, with float32 results.
+On the CPU torch's autocast leaves norms in the precision of what they are given, so with a bf16 model it changes
+nothing at all; on CUDA it runs them in float32. That is what "autocast" stands for here: norms in float32, with float32
+results.
 """
 
 from __future__ import annotations
