@@ -158,6 +158,8 @@ def _form_field(path: tuple[str, ...], info: Any) -> FormField:
             minimum = automatic
     elif optional and kind == "bool":
         kind, choices, automatic = "choice", (AUTO, "on", "off"), AUTO
+    elif optional and kind == "choice":
+        choices, automatic = (AUTO, *choices), AUTO
     elif optional:
         automatic = ""
     if optional:

@@ -152,8 +152,9 @@ def paper(beta: str) -> dict[str, str]:
 
 
 METHODS: list[tuple[dict[str, Any], str, dict[str, str]]] = [
-    ({"type": "mapo"}, "m.safetensors", official("0.1")),
-    ({"type": "mapo"}, "demo", official("0.02")),
+    ({"type": "mapo"}, "m.safetensors", paper("64.0")),
+    ({"type": "mapo", "parametrisation": "official"}, "m.safetensors", official("0.1")),
+    ({"type": "mapo", "parametrisation": "official"}, "demo", official("0.02")),
     ({"type": "mapo", "margin_weight": 0.3}, "m.safetensors", official("0.3")),
     ({"type": "mapo", "parametrisation": "paper"}, "m.safetensors", paper("64.0")),
     ({"type": "mapo", "parametrisation": "paper", "beta": 8}, "m.safetensors", paper("8.0")),
@@ -163,7 +164,7 @@ METHODS: list[tuple[dict[str, Any], str, dict[str, str]]] = [
     (
         {"type": "mapo", "label_smoothing": 0.1, "safeguard": True},
         "m.safetensors",
-        {**official("0.1"), "label_smoothing": "0.1", "safeguard": "True"},
+        {**paper("64.0"), "label_smoothing": "0.1", "safeguard": "True"},
     ),
     (
         {"type": "diffusion_dpo", "label_smoothing": 0.1},

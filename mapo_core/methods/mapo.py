@@ -11,7 +11,7 @@ They are not equivalent; docs/papers.md shows how differently they pull on the r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,8 +31,9 @@ class MaPOConfig(Settings):
     """Settings of MaPO. `beta` belongs to the paper's form, the other three to the authors' code."""
 
     type: Literal["mapo"] = "mapo"
-    parametrisation: Literal["paper", "official"] = "official"
-    """Which published form: "official" (the authors' code) or "paper" (equations 9-11)."""
+    parametrisation: Literal["paper", "official"] | None = None
+    """Which published form: "paper" (equations 9-11) or "official" (the authors' code). Default: the one whose settings
+    are given, else the paper's, which was the better one in docs/benchmarks/reference_mismatch.md."""
     beta: float | None = Field(default=None, gt=0, le=1e5)
     """Paper form: exponent of the link and inverse weight of the margin; a large value approaches SFT. Published
     values: 8 general preference, 32 culture, 64 safety and style, 1024 personalisation (Table 4). Default 64."""
@@ -53,6 +54,16 @@ class MaPOConfig(Settings):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability with which a vote is taken to be wrong: a larger value stops pushing the two images apart sooner. Use
     0.05 to 0.2 where people disagree or scores decided. 0 is the published form."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _form_of_the_fields(cls, values: Any) -> Any:
+        """Settings of the authors' code alone mean that form; what is meant is kept, whatever later defaults are."""
+        if not isinstance(values, dict) or values.get("parametrisation") is not None:
+            return values
+        given = {form: any(values.get(name) is not None for name in names) for form, names in _FIELDS.items()}
+        meant = "official" if given["official"] and not given["paper"] else "paper"
+        return {**values, "parametrisation": meant}
 
     @model_validator(mode="after")
     def _only_fields_of_this_form(self) -> Self:
@@ -105,7 +116,7 @@ class MaPOLoss:
 
     def __init__(
         self,
-        parametrisation: Literal["paper", "official"] = "official",
+        parametrisation: Literal["paper", "official"],
         *,
         beta: float = 64.0,
         margin_weight: float = 0.1,

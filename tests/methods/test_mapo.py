@@ -105,8 +105,18 @@ def test_a_field_of_the_other_form_is_an_error_that_names_the_right_one() -> Non
 
 
 def test_defaults_are_the_published_ones_and_the_demo_has_its_own() -> None:
-    official = MaPOConfig().build("sdxl")
+    official = MaPOConfig(parametrisation="official").build("sdxl")
     assert (official.weight, official.scale, official.gain, official.power) == (0.1, 0.5, 1000.0, 1.0)
-    assert MaPOConfig().build("demo").weight == 0.02
-    paper = MaPOConfig(parametrisation="paper", beta=32.0).build("sdxl")
+    assert MaPOConfig(parametrisation="official").build("demo").weight == 0.02
+    paper = MaPOConfig(beta=32.0).build("sdxl")
     assert (paper.weight, paper.scale, paper.gain, paper.power) == (1 / 32, 1.0, 1.0, 32.0)
+
+
+def test_settings_of_one_form_alone_mean_that_form() -> None:
+    assert MaPOConfig().parametrisation == "paper"
+    assert MaPOConfig(beta=8).parametrisation == "paper"
+    assert MaPOConfig(margin_weight=0.05).parametrisation == "official"
+    assert MaPOConfig(logit_scale=100.0, margin_weight=None).parametrisation == "official"
+    assert MaPOConfig(safeguard=True).parametrisation == "paper"
+    with pytest.raises(ValueError, match="margin_weight belongs to parametrisation 'official'"):
+        MaPOConfig(beta=8, margin_weight=0.05)

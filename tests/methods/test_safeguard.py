@@ -47,7 +47,7 @@ def test_each_pair_has_its_own_factor() -> None:
     assert len(set(together.tolist())) == 5
 
 
-@pytest.mark.parametrize("loss", [MaPOLoss(margin_weight=0.5), DiffusionDPOLoss(beta=500.0)])
+@pytest.mark.parametrize("loss", [MaPOLoss("official", margin_weight=0.5), DiffusionDPOLoss(beta=500.0)])
 @pytest.mark.parametrize("mu", [0.0, 0.6, 1.0])
 def test_a_small_step_on_a_linear_model_does_not_raise_the_chosen_error(loss: Any, mu: float) -> None:
     """Predictions that are the weights themselves: the gradient of the weights is that of the output space."""

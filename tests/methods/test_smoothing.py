@@ -52,9 +52,9 @@ def test_dpo_with_smoothing_by_hand() -> None:
 
 def test_mapos_margin_term_alone_is_smoothed() -> None:
     k_w, k_l = torch.tensor([0.1]), torch.tensor([0.3])
-    _, metrics = MaPOLoss(margin_weight=0.5, logit_scale=10.0)(k_w, k_l)
+    _, metrics = MaPOLoss("official", margin_weight=0.5, logit_scale=10.0)(k_w, k_l)
     u = metrics["rewards/margins"].item()
-    loss, _ = MaPOLoss(margin_weight=0.5, logit_scale=10.0, label_smoothing=0.2)(k_w, k_l)
+    loss, _ = MaPOLoss("official", margin_weight=0.5, logit_scale=10.0, label_smoothing=0.2)(k_w, k_l)
     assert loss.item() == pytest.approx(0.1 - 0.5 * (0.8 * log_sigmoid(u) + 0.2 * log_sigmoid(-u)), rel=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_smpo_with_smoothing_by_hand() -> None:
 def test_weights_by_noise_level_act_on_the_denoising_error_alone() -> None:
     k_w, k_l, weight = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.1]), torch.tensor([0.5, 3.0])
     assert SFTLoss()(k_w, sft_weight=weight)[0].tolist() == pytest.approx([0.05, 0.6])
-    mapo = MaPOLoss(margin_weight=0.5)
+    mapo = MaPOLoss("official", margin_weight=0.5)
     difference = mapo(k_w, k_l)[0] - mapo(k_w, k_l, sft_weight=weight)[0]
     assert difference.tolist() == pytest.approx([0.1 - 0.05, 0.2 - 0.6], rel=1e-5)
     both, _ = DreamBoothLoss(prior_weight=2.0)(k_w, k_l, sft_weight=weight, class_weight=torch.tensor([2.0, 1.0]))
