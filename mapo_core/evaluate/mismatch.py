@@ -40,7 +40,8 @@ SFT_FROM = 128
 MIN_SPREAD = 0.05  # of s_hi - s_lo; below it the embedding does not tell this model's pictures apart
 HEURISTIC = (
     "A heuristic, not a fit: a straight line in log2 from 8 to 1024, the ends of the range published for SDXL. On our "
-    "own small model the best beta did not grow with the mismatch (docs/benchmarks/reference_mismatch.md). Try all three."
+    "own small model the best beta did not grow with the mismatch (docs/benchmarks/reference_mismatch.md). Try all "
+    "three."
 )
 
 
