@@ -31,7 +31,6 @@ FAULTS: tuple[Fault, ...] = ("missing-image", "too-many-pixels", "unreadable-ima
 
 _ENDS = 4096  # bytes of a file's beginning and end that are read with its header
 _IN_MEMORY = 100_000  # signatures; those of more images are kept in a file
-_ERRORS = 1000  # of each kind whose words are kept
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,12 +45,18 @@ class Inventory:
         identity: equal for files with equal pixels where all images are decoded, else for files with equal bytes,
             [M] uint64.
         fault: 0, or 1 + the place in `FAULTS`, [M] uint8.
-        errors: what is wrong with the first thousand files of each fault.
+        errors: what is wrong with the files that have a fault, of each fault as many as are told.
         slots: place of a decoded image in the measures, -1 for others, [M] int32.
         traits: `bias.TRAITS` of the decoded images, [D, 5] float64.
     """
 
-    def __init__(self, pairs: Iterable[PreferencePair]) -> None:
+    def __init__(self, pairs: Iterable[PreferencePair], told: int | None = None) -> None:
+        """Number the files.
+
+        Args:
+            pairs: the set.
+            told: of how many files of each fault the error is kept; None: of all.
+        """
         names = array("Q")
         for pair in pairs:
             names.extend(map(_name_hash, (getattr(pair, field) for field in IMAGE_FIELDS)))
@@ -70,6 +75,7 @@ class Inventory:
         self.identity = np.zeros(count, np.uint64)
         self.fault = np.zeros(count, np.uint8)
         self.errors: dict[int, PairsError] = {}
+        self._told = told
         self._kept_errors = [0] * len(FAULTS)
         self.slots = np.full(count, -1, np.int32)
         self.traits = np.empty((0, len(TRAITS)))
@@ -190,7 +196,7 @@ class Inventory:
         fault = FAULTS.index("missing-image" if not path.exists() else kind)
         self.sizes[number] = 0
         self.fault[number] = 1 + fault
-        if self._kept_errors[fault] < _ERRORS:
+        if self._told is None or self._kept_errors[fault] < self._told:
             self._kept_errors[fault] += 1
             self.errors[number] = error
 

@@ -75,14 +75,14 @@ def lint_pairs(
     sample = _sample(len(pairs))
     large = sample is not None
     closely = np.ones(len(pairs), bool) if check_all or sample is None else sample
-    images = Inventory(pairs)
+    findings = Findings(TOLD if large else None)
+    images = Inventory(pairs, findings.told)
     decoded = images.of_pairs(closely)
     scan = large and not check_all
     advance = _advance(progress, int(decoded.sum()) + (len(images) if scan else 0), _STRIDE if large else 1)
     if scan:
         images.scan(pairs, advance)
     images.measure(pairs, decoded, resolution, advance)
-    findings = Findings(TOLD if large else None)
     findings.extend(found)
     sizes = bucket_sizes(resolution, bucket_step, max_aspect if bucket else 1.0)
     few = closely if sample is None else sample
@@ -177,7 +177,7 @@ def _check_files(number: int, pair: PreferencePair, files: list[int], images: In
             role = name.replace("_", " ") + ("" if name.endswith("mask") else " image")
             if code == "missing-image":
                 return f"Pair {number}: {role} is missing: {path}. Fix the folder and scan again."
-            return f"Pair {number}: {role}: {images.errors[file]}"
+            return f"Pair {number}: {role}: {images.errors.get(file, f'{path} cannot be read.')}"
 
         findings.add("error", code, message, (number,), (path,))
 

@@ -134,6 +134,19 @@ def test_of_very_many_findings_the_first_are_told_and_all_can_be_dropped(make_pa
     assert len(dropped.pairs) == 35
 
 
+def test_every_unreadable_file_of_a_small_set_is_told_in_its_own_words(
+    make_pairs: MakePairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = make_pairs(6)
+    for pair in pairs:
+        pair.chosen.write_text("no picture")
+    assert [str(p.chosen) in f.message for p, f in zip(pairs, check(pairs).errors, strict=True)] == [True] * 6
+    monkeypatch.setattr(lint, "FULL_PAIRS", 3)
+    told = check(pairs).errors
+    assert [f.pairs for f in told] == [(1,), (2,), (3,), (4, 5, 6)]
+    assert ["Not an image" in f.message for f in told] == [True, True, True, False]
+
+
 def test_a_check_that_is_cancelled_ends_at_once(make_pairs: MakePairs, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = make_pairs(COUNT)
     begun: list[Path] = []

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from mapo_core import PairsError
-from mapo_core.pairs import CAPTIONERS, PairEditor, caption_edit, lacks_caption, list_sets, open_edit
+from mapo_core.pairs import CAPTIONERS, PairEditor, caption_edit, lacks_caption, list_sets, open_edit, open_pairs
 
 from .cards import CARDS, EDITS, VIEWS, Cards, is_shown, pair_count
 from .context import AppContext, shown
@@ -231,8 +231,8 @@ class _PairsPage:
         )
 
     def _save(self, edit: str, name: str, replace: bool) -> tuple[Any, ...]:
-        open_edit(edit).save(name, replace)
-        words = f"{list_sets()[name]} pairs kept as {name}. The Train page offers it."
+        listing = open_edit(edit).save(name, replace)
+        words = f"{len(open_pairs(listing))} pairs kept as {name}. The Train page offers it."
         return note(words), self.imports.saved(name)
 
     def _write_txt(self, edit: str, replace: bool) -> str:
