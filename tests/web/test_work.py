@@ -11,6 +11,7 @@ import pytest
 gr = pytest.importorskip("gradio", reason="install gradio to test the page")
 
 from mapo_core.runs import JobStoppedError  # noqa: E402
+from web.gradio_app import work as module  # noqa: E402
 from web.gradio_app.work import Done, Step, bar, cancel, shown_while, work  # noqa: E402
 
 Progress, Stop = Callable[[str, int, int], None], Callable[[], bool]
@@ -88,3 +89,20 @@ def test_closing_the_page_ends_what_does_not_go_on(goes_on: bool) -> None:
     running.close()
     assert given[0]() is not goes_on
     ended.set()
+
+
+def test_the_time_left_is_told_once_the_pace_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    pace = module._Pace()
+    assert pace.timed(Step("looking", 0, 1000)).left_s is None
+    now[0] += 2
+    assert pace.timed(Step("looking", 20, 1000)).left_s is None  # too early to say
+    now[0] += 8
+    step = pace.timed(Step("looking", 100, 1000))
+    assert step.left_s == pytest.approx(90)
+    assert "100 of 1000, about 1 min 30 s left" in bar(step)
+    assert pace.timed(Step("writing", 5, 10)).left_s is None  # something else has a pace of its own
+    now[0] += 4
+    assert pace.timed(Step("writing", 6, 10)).left_s == pytest.approx(16)
+    assert pace.timed(Step("writing", 10, 10)).left_s is None

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from mapo_core import PairsError
-from mapo_core.pairs import CAPTIONERS, PairEditor, caption_edit, lacks_caption, list_sets, open_edit, open_pairs
+from mapo_core.pairs import CAPTIONERS, PairEditor, caption_edit, lacks_caption, open_edit, open_pairs
 
 from .cards import CARDS, EDITS, VIEWS, Cards, is_shown, pair_count
 from .context import AppContext, shown
