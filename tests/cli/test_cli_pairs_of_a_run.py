@@ -22,6 +22,7 @@ __all__ = ["_fresh_accelerator", "new_run", "shared_home"]
 def trained(new_run: Run, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = new_run("typed", training={"steps": 3}, checkpoint={"every_steps": 1})
+    monkeypatch.setenv("MAPO_HOME", str(run.path.parent.parent))  # where the commands look for it
     run_here(run)
     return run
 

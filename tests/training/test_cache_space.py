@@ -34,9 +34,8 @@ def test_images_and_masks_are_counted_before_and_kept_with_their_run(
     Image.new("L", (48, 48), 200).save(tmp_path / "mask.png")
     square = [r for i, r in enumerate(drawn_pairs) if i % 3][:4]
     pairs = [{**r, "chosen_mask": str(tmp_path / "mask.png")} for r in square]
-    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
     run = new_run("masked", pairs, training={"steps": 1})
-    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path))  # caches of its own, beside the run
     asked: dict[str, int] = {}
 
     def refuse(folder: Path, needed: int, what: str) -> None:
@@ -47,9 +46,9 @@ def test_images_and_masks_are_counted_before_and_kept_with_their_run(
     monkeypatch.setattr(cache, "check_space", refuse)
     with pytest.raises(CacheError, match="no room"):
         run_here(run)
-    assert {s.kind for s in list_cache(tmp_path / "home")} == {"prompts"}  # nothing of the rest was begun
+    assert {s.kind for s in list_cache()} == {"prompts"}  # nothing of the rest was begun
     monkeypatch.undo()
-    monkeypatch.setenv("MAPO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MAPO_HOME", str(tmp_path))
     run_here(run)
     shards = list_cache()
     kept = {kind: sum(stored_bytes(s.path) for s in shards if s.kind == kind) for kind in ("latents", "masks")}
