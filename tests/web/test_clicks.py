@@ -20,7 +20,7 @@ from .test_api import few_pairs, zombies_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-CLICKS, RUNS, STEPS = 100, 9, 12
+CLICKS, RUNS, STEPS = 100, 5, 12
 SETTINGS = """
 training: {steps: 12, train_batch_size: 1, gradient_accumulation_steps: 1, gradient_checkpointing: false}
 adapter: {rank: 2}

@@ -50,9 +50,9 @@ def test_the_points_of_the_charts(context: AppContext) -> None:
     assert list(points["loss"]["value"]) == pytest.approx([1 / n for n in range(1, 7)])
     assert list(points["memory"]["value"]) == pytest.approx([3.0] * 6)
     margin = points["margin"]
-    assert set(margin["line"]) == {"training", "held-out pairs", "base model"}
+    assert set(margin["line"]) == {"training", "held out", "base"}
     assert list(margin[margin["line"] == "training"]["value"]) == pytest.approx([n / 10 for n in range(1, 7)])
-    assert list(margin[margin["line"] == "held-out pairs"]["value"]) == [0.2]
+    assert list(margin[margin["line"] == "held out"]["value"]) == [0.2]
     assert sorted(points["accuracy"]["value"]) == [0.5, 0.75]
 
 
@@ -61,7 +61,7 @@ def test_a_line_that_comes_later_changes_the_chart(context: AppContext) -> None:
     margin = run_view.curves(trained(context))["margin"]
     early, late = run_view.chart(margin[margin["line"] == "training"]), run_view.chart(margin)
     assert list(early["color_map"]) == ["training"]
-    assert set(late["color_map"]) == {"training", "held-out pairs", "base model"}
+    assert set(late["color_map"]) == {"training", "held out", "base"}
     assert early["color_map"]["training"] == late["color_map"]["training"]
     assert run_view.chart(margin[:0])["value"] is None
 

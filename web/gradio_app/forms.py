@@ -67,7 +67,7 @@ class SettingsForm:
             with gr.Accordion(_title(group), open=False, visible=visible) as box:
                 gr.Markdown(group.text)
                 for start in range(0, len(keys), 2):
-                    with gr.Row():
+                    with gr.Row(elem_classes="mapo-fields"):
                         for key in keys[start : start + 2]:
                             self.widgets[key] = self._widget(key)
             self.boxes[group.path] = box

@@ -51,7 +51,9 @@ class FileSection:
                 placeholder=".../ComfyUI/models/loras",
                 elem_id="results-folder",
             )
-            self.copy = gr.Button("Copy the LoRA file there", size="sm", elem_id="results-copy")
+            self.copy = gr.Button(
+                "Copy the LoRA file there", size="sm", elem_id="results-copy", elem_classes="mapo-beside"
+            )
         self.copied = gr.HTML(elem_id="results-copied")
         with gr.Accordion("Model card", open=False, elem_id="results-card-box"):
             self.card = gr.Markdown("", elem_id="results-card")

@@ -44,7 +44,9 @@ class _ResultsPage:
         with gr.Row():
             self.run = gr.Dropdown(run_names(self.context), value=None, label="Run", elem_id="results-run")
             self.step = gr.Dropdown([], label="Checkpoint", elem_id="results-step", interactive=True)
-            self.refresh = gr.Button("Look again", size="sm", min_width=110, elem_id="results-refresh")
+            self.refresh = gr.Button(
+                "Look again", size="sm", min_width=110, elem_id="results-refresh", elem_classes="mapo-beside"
+            )
         self.figures = gr.HTML(NOTHING, elem_id="results-figures")
         gr.Markdown("### Base model and LoRA")
         with gr.Row():

@@ -165,9 +165,9 @@ def curves(run: RunDir) -> dict[str, pd.DataFrame]:
         return pd.DataFrame(rows, columns=["step", "value", "line"])
 
     def held_out(name: str) -> list[tuple[Any, ...]]:
-        rows = [(e.get("step") or 0, e.get(name), "held-out pairs") for e in measured]
+        rows = [(e.get("step") or 0, e.get(name), "held out") for e in measured]
         base = next((e["base"].get(name) for e in measured if isinstance(e.get("base"), dict)), None)
-        rows += [(e.get("step") or 0, base, "base model") for e in measured] if base is not None else []
+        rows += [(e.get("step") or 0, base, "base") for e in measured] if base is not None else []
         return [row for row in rows if row[1] is not None]
 
     memory = lines(peak="peak_memory_bytes")

@@ -24,6 +24,8 @@ def theme() -> gr.themes.Base:
         block_title_text_weight="600",
         block_label_text_weight="500",
         block_border_width="0",
+        block_info_text_color="*neutral_600",  # the theme's own is too pale to read on white
+        block_info_text_color_dark="*neutral_400",
         input_border_width="1px",
         input_border_color="*neutral_300",
         input_border_color_dark="*neutral_600",
@@ -67,7 +69,8 @@ CSS = """
 .mapo-card .gr-group, .mapo-card .styler, .mapo-finding, .mapo-finding .styler {
   background: var(--block-background-fill) !important; }
 .mapo-card .gr-group, .mapo-finding { border: 1px solid var(--border-color-primary); }
-.gradio-container input[type="checkbox"]:not(:checked) { border-color: var(--neutral-400); }
+.gradio-container input[type="checkbox"]:not(:checked), .gradio-container input[type="radio"]:not(:checked) {
+  border-color: var(--neutral-400); }
 .mapo-card-row { align-items: center; padding: 4px 8px 8px; gap: 6px; }
 .mapo-card-row label { background: none; border: 0; box-shadow: none; padding: 0 4px; }
 .mapo-cards > .mapo-card { flex: 1 1 31% !important; }
@@ -81,6 +84,10 @@ CSS = """
 .mapo-grid th, .mapo-grid td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   padding: 5px 14px 5px 2px !important; text-align: left; vertical-align: top; color: var(--body-text-color); }
 .mapo-grid code { font-size: .78rem; overflow-wrap: anywhere; white-space: normal; }
+.mapo-fields:not(:has(*)) { display: none; }
+.mapo-beside { align-self: flex-end; margin-bottom: 12px; flex-grow: 0 !important; }
+#run-samples .thumbnail-lg { aspect-ratio: auto; height: auto; }
+#run-samples .thumbnail-lg img { height: auto; }
 @media (max-width: 640px) {
   .gradio-container { max-width: 100vw !important; overflow-x: clip; }
   .gradio-container main, .gradio-container .main, .gradio-container .wrap { padding-left: 4px !important;
