@@ -20,7 +20,7 @@ from .test_api import few_pairs, zombies_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-CLICKS, RUNS, STEPS = 100, 5, 12
+CLICKS, RUNS, STEPS = 100, 6, 12
 SETTINGS = """
 training: {steps: 12, train_batch_size: 1, gradient_accumulation_steps: 1, gradient_checkpointing: false}
 adapter: {rank: 2}
@@ -94,7 +94,7 @@ def test_a_hundred_clicks_on_real_trainings(
                 client.predict(name, api_name=f"/{action}" if action == "save_now" else f"/{action}_run")
             except Exception as refusal:  # "is finished", "is not being trained": what a person would be told
                 refused.append(str(refusal))
-        time.sleep(dice.uniform(0, 3))  # people take their time, so that a click meets every moment of a run
+        time.sleep(dice.uniform(0, 4))  # people take their time, so that a click meets every moment of a run
     took = time.monotonic() - began
     for name in names:
         if client.predict(name, api_name="/run_status")["state"] not in RESTING:

@@ -84,7 +84,10 @@ CSS = """
 .mapo-grid th, .mapo-grid td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   padding: 5px 14px 5px 2px !important; text-align: left; vertical-align: top; color: var(--body-text-color); }
 .mapo-grid code { font-size: .78rem; overflow-wrap: anywhere; white-space: normal; }
-.mapo-fields:not(:has(*)) { display: none; }
+.gradio-container .secondary-wrap input { text-overflow: ellipsis; padding-right: 30px; }
+.mapo-fields:not(:has(.block)) { display: none; }
+.mapo-finding button.secondary, .mapo-card-row button.secondary {
+  border: 1px solid var(--border-color-primary) !important; border-radius: var(--button-small-radius) !important; }
 .mapo-beside { align-self: flex-end; margin-bottom: 12px; flex-grow: 0 !important; }
 #run-samples .thumbnail-lg { aspect-ratio: auto; height: auto; }
 #run-samples .thumbnail-lg img { height: auto; }
