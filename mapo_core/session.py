@@ -393,8 +393,9 @@ def build_accelerator(config: TrainConfig, run: RunDir) -> tuple[Accelerator, bo
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[choose_precision(config.training.precision, device)]
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(
-            "DeepSpeed is not supported: only a LoRA is trained. Launch with docs/accelerate/ddp.yaml, or with "
-            "docs/accelerate/fsdp.yaml for a model that does not fit on one GPU (docs/multi_gpu.md)."
+            "DeepSpeed is not supported. Launch with docs/accelerate/ddp.yaml: optimizer.type adamw8bit saves what "
+            "ZeRO-2 would save on two GPUs. Or, for a model that does not fit on one GPU, with "
+            "docs/accelerate/fsdp.yaml (docs/multi_gpu.md)."
         )
     patience = InitProcessGroupKwargs(timeout=WAIT)
     trackers: Any = list(config.tracking.trackers) or None

@@ -196,6 +196,7 @@ def with_shared_base(config: TrainConfig, accelerator: Accelerator, from_acceler
         'memory.offload "on"': memory.offload == "on",
         "memory.compile": memory.compile,
         "memory.channels_last": memory.channels_last,
+        'adapter.type "dora", whose lengths are those of whole weights': config.adapter.type == "dora",
         'method.type "dreambooth", whose class images the whole model draws first': config.method.type == "dreambooth",
     }
     odd = [what for what, is_asked in asked.items() if is_asked]

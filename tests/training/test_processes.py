@@ -52,11 +52,11 @@ def test_the_processes_share_every_pair_without_overlap(processes: int, pairs: i
 
 
 def test_two_processes_of_one_setting_equal_one_process(new_run: Run, shared_home: Path) -> None:
-    """With an epoch's rest of mixed sizes, so that one process has more batches than the other."""
+    """With an epoch's rest of mixed sizes, so that one process has more batches than the other (test_sharding.py)."""
     settings: dict[str, Any] = {
         "optimizer": ALONG_THE_GRADIENT,
         "method": METHODS["mapo"],
-        "data": {"held_out": 0.1, "flip": True},
+        "data": {"held_out": 0.2, "flip": True},
         "validation": {"every_steps": 2, "sample_every_steps": 2},
         "checkpoint": {"every_steps": 1, "keep": 9},
     }
