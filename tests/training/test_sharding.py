@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from mapo_core import build_config
 from mapo_core.backward import shares
 from mapo_core.data_order import batches, split_held_out, step_groups
 from mapo_core.errors import ConfigError
-from mapo_core.runs import RunDir, read_events, run_status
+from mapo_core.runs import RunDir, read_events, run_status, start_run
 from mapo_core.session import build_accelerator
 from mapo_core.sharding import take_from_accelerate, with_shared_base
 
@@ -144,6 +146,38 @@ def test_a_run_whose_process_was_killed_goes_on_to_the_same_weights(
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = lora_of(whole), lora_of(run)
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pause_pictures_in_it_and_a_stop(new_run: Run) -> None:
+    """Only the main process knows of them, and the pictures need the others' shares."""
+    training = {"train_batch_size": 2, "gradient_accumulation_steps": 1, "steps": 10_000, "processes": 2}
+    run = new_run("fsdp-asked", training=training, memory={"shard_base": True}, validation={"prompts": ["a star"]})
+    handle = start_run(run, "tied", env={"OMP_NUM_THREADS": "1"})
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        while not what():
+            assert handle.is_alive(), run.log.read_text()[-3000:]
+            time.sleep(0.05)
+
+    try:
+        wait_for(lambda: run_status(run).step >= 2)
+        handle.request("pause")
+        wait_for(lambda: "paused" in types(run))
+        drawn = types(run).count("sample_saved")
+        handle.request("sample")
+        wait_for(lambda: types(run).count("sample_saved") > drawn)
+        handle.request("resume")
+        paused_at = run_status(run).step
+        wait_for(lambda: run_status(run).step > paused_at)
+        assert handle.request("stop")
+        status = handle.wait(200)
+    finally:
+        handle.kill()
+    assert status.state == "stopped", run.log.read_text()[-3000:]
+    assert run.latest_checkpoint() is not None
+    assert (run.export / f"{run.name}.safetensors").exists()
 
 
 def _interrupted() -> dict[str, Any]:
