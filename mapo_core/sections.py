@@ -469,7 +469,7 @@ class MemoryConfig(Settings):
     prefetch: bool | None = None
     """Read the next batch of a step in a second thread while the device works on the one before; the batches are the
     same. Off saves the memory of one batch. None: on with a GPU, where we have not measured it yet, and off on the CPU,
-    where it makes no difference (docs/benchmarks.md)."""
+    where it does not help (docs/benchmarks.md)."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile); the first steps take minutes. For long runs on a GPU
     under Linux; needs a C++ compiler, and the base in full precision and on the device."""
