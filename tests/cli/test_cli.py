@@ -74,12 +74,11 @@ def test_train_then_everything_that_can_be_asked_of_a_run(
 
 
 def test_one_folder_is_enough_and_the_rejected_images_are_kept(
-    folders: tuple[Path, Path], tiny_model: Path, capfd: pytest.CaptureFixture[str], home: Path
+    folders: tuple[Path, Path], tiny_model: Path, tmp_path: Path, home: Path
 ) -> None:
     chosen, _ = folders
-    command = ["train", "--model", str(tiny_model), "--chosen", str(chosen), *SETTINGS]
-    assert main([*command, "--name", "one"]) == 0
-    capfd.readouterr()
+    images = ["--model", str(tiny_model), "--chosen", str(chosen), *SETTINGS]
+    assert main(["pairs", *images, "--out", str(tmp_path / "one.jsonl")]) == 0
     kept = next((home / "rejected").iterdir())
     pictures = {p: p.stat().st_mtime_ns for p in kept.glob("*.png")}
     assert len(pictures) == 6
@@ -87,7 +86,7 @@ def test_one_folder_is_enough_and_the_rejected_images_are_kept(
     assert {r["prompt"] for r in records} == {p.read_text(encoding="utf-8") for p in chosen.glob("*.txt")}
     assert all(isinstance(r["seed"], int) for r in records)
     next(iter(pictures)).unlink()  # as after an interruption: only what is missing is made again
-    assert main([*command, "--name", "two"]) == 0
+    assert main(["train", *images, "--name", "two"]) == 0  # draws in a process of its own, then trains
     again = {p: p.stat().st_mtime_ns for p in kept.glob("*.png")}
     assert again.keys() == pictures.keys()
     assert sum(again[p] != pictures[p] for p in again) == 1
