@@ -71,7 +71,7 @@ class SharedBase:
         self._layers = [m for m in unet.modules() if is_shared(m._parameters.get("weight"))]
         self._numbers = {id(layer): number for number, layer in enumerate(self._layers)}
         for layer in self._layers:
-            layer.whole_weight = lambda layer=layer: self._whole_weight(layer)  # pyright: ignore[reportAttributeAccessIssue]
+            layer.whole_weight = lambda layer=layer: self._whole_weight(layer)  # pyright: ignore
         self.held_bytes = sum(p.to_local().nbytes for p in unet.parameters() if is_shared(p))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         unet.register_forward_pre_hook(self._announce, prepend=True)
 

@@ -67,12 +67,13 @@ class MaPOConfig(Settings):
 
     @model_validator(mode="after")
     def _only_fields_of_this_form(self) -> Self:
-        other = "official" if self.parametrisation == "paper" else "paper"
+        meant = self.parametrisation or "paper"
+        other = "official" if meant == "paper" else "paper"
         wrong = [name for name in _FIELDS[other] if getattr(self, name) is not None]
         if wrong:
-            right = ", ".join(_FIELDS[self.parametrisation])
+            right = ", ".join(_FIELDS[meant])
             raise ValueError(
-                f"{', '.join(wrong)} belongs to parametrisation '{other}'; '{self.parametrisation}' takes {right}. "
+                f"{', '.join(wrong)} belongs to parametrisation '{other}'; '{meant}' takes {right}. "
                 f"Remove it, or set method.parametrisation to '{other}'."
             )
         return self

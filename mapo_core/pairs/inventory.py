@@ -108,7 +108,7 @@ class Inventory:
         fields = np.zeros(len(self.numbers) * len(IMAGE_FIELDS), bool)
         fields[self._first[wanted]] = True
         masks = np.packbits(fields.reshape(-1, len(IMAGE_FIELDS)), axis=1, bitorder="little")[:, 0].tobytes()
-        number = iter(memoryview(np.flatnonzero(wanted)))  # a list of a million numbers takes forty megabytes
+        number = map(int, np.flatnonzero(wanted))  # a list of a million numbers takes forty megabytes
         for pair, mask in zip(pairs, masks, strict=True):
             for k, field in enumerate(IMAGE_FIELDS):
                 if mask >> k & 1:

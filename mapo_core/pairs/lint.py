@@ -132,7 +132,7 @@ def _advance(progress: Callable[[int, int], None] | None, total: int, stride: in
 
 def _decoded(images: Inventory) -> np.ndarray:
     """The pairs of which both images are decoded, bool [N]."""
-    return (images.slots[images.numbers[:, :2]] >= 0).all(axis=1)
+    return np.all(images.slots[images.numbers[:, :2]] >= 0, axis=1)
 
 
 def _check_each(
@@ -333,7 +333,7 @@ def _check_votes(pairs: Sequence[PreferencePair], keys: np.ndarray, findings: Fi
     members, ends = np.argsort(inverse.reshape(-1), kind="stable"), np.cumsum(counts)
     place = np.searchsorted(votes, keys[rows[first], 1])
     place[place == len(votes)] = 0
-    against = np.where(votes[place] == keys[rows[first], 1], place, -1) if len(votes) else place
+    against: np.ndarray = np.where(votes[place] == keys[rows[first], 1], place, -1) if len(votes) else place
 
     def numbers_of(vote: int) -> list[int]:
         return (rows[members[ends[vote] - counts[vote] : ends[vote]]] + 1).tolist()
@@ -345,7 +345,7 @@ def _check_votes(pairs: Sequence[PreferencePair], keys: np.ndarray, findings: Fi
         told = findings.tells("warning", "contradictory-vote") or findings.tells("warning", "repeated-pair")
         pair = pairs[numbers[0] - 1 if told else 0]
         paths = (pair.chosen, pair.rejected)
-        opposite = numbers_of(against[vote]) if against[vote] >= 0 else []
+        opposite = numbers_of(int(against[vote])) if against[vote] >= 0 else []
         if opposite and numbers[0] < opposite[0]:
             findings.add(
                 "warning",
@@ -393,7 +393,7 @@ def _check_duplicates(
                 where = np.sort(np.concatenate([by_file[edges[n] : edges[n + 1]] for n in files[group]]) + 1).tolist()
                 count = len(group)
                 named = files[group[: findings.told]] if findings.tells("warning", code) else files[:0]
-                paths = [getattr(pairs[by_file[edges[n]]], role) for n in named]
+                paths = [getattr(pairs[int(by_file[edges[n]])], role) for n in named]
                 shown = ", ".join(str(path) for path in paths[:3]) + (", ..." if len(group) > 3 else "")
                 findings.add(
                     "warning",
