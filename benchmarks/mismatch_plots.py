@@ -72,10 +72,15 @@ def plot(
             draw.line([(_LEFT, y), (width - _RIGHT, y)], fill=(90, 90, 90) if n == 0 else (225, 225, 225))
             draw.text((_LEFT - 8, y), f"{n * step:g}", fill="black", font=small, anchor="rm")
         n += 1
-    for x, name in x_ticks:
+    right, row = -1.0, 0  # where the last name ends; one that would cover it stands a line lower
+    for x, name in sorted(x_ticks):
         place, _ = at(x, low)
-        draw.line([(place, height - _BOTTOM), (place, height - _BOTTOM + 4)], fill="black")
-        draw.text((place, height - _BOTTOM + 8), name, fill="black", font=small, anchor="ma")
+        half = small.getlength(name) / 2
+        row = 1 - row if place - half < right + 6 else 0
+        right = place + half
+        foot = height - _BOTTOM + 4 + 15 * row
+        draw.line([(place, height - _BOTTOM), (place, foot)], fill="black")
+        draw.text((place, foot + 4), name, fill="black", font=small, anchor="ma")
     draw.text(((_LEFT + width - _RIGHT) / 2, height - 24), x_title, fill="black", font=small, anchor="ma")
     draw.text((_LEFT - 8, _TOP - 10), y_title, fill="black", font=small, anchor="rm")
     for k, one in enumerate(series):
