@@ -33,16 +33,21 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     """
     if needed == 0:
         return
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if needed + SPARE_BYTES > free:
         raise CacheError(
             f"The encoded {what} will take {gigabytes(needed)} in {folder}, and only {gigabytes(free)} are free there "
             f"({gigabytes(SPARE_BYTES)} are kept for the run). Set cache.precision to bf16, which halves it, set "
             "MAPO_HOME to a folder on another disk, or make room: `mapo cache` lists what older runs have left."
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not exist yet."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def gigabytes(count: int) -> str:

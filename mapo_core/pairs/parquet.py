@@ -6,13 +6,12 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..cache_space import SPARE_BYTES, gigabytes
+from ..cache_space import SPARE_BYTES, free_bytes, gigabytes
 from ..errors import PairsError
 from .findings import Finding
 from .pair import PairSet, PreferencePair
@@ -212,10 +211,7 @@ class _Room:
         left = max(0.0, 1 - done_groups / max(1.0, self._groups * files))
         wanted = 1.0 if self._keep.limit is None else min(1.0, self._keep.limit / max(1.0, self._kept * files))
         needed = int(self._bytes * files * left * wanted)
-        place = out_dir
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        free = free_bytes(out_dir)
         if needed + SPARE_BYTES > free:
             raise PairsError(
                 f"The images in {source} will take about {gigabytes(needed)} in {out_dir}, and only {gigabytes(free)} "

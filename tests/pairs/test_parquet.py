@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mapo_core import cache_space
 from mapo_core.cache_space import SPARE_BYTES
 from mapo_core.errors import PairsError
 from mapo_core.pairs import RowFilter, load_image, pairs_from_parquet, pairs_hash, read_pair_set, read_pair_source
@@ -154,7 +155,7 @@ def test_too_little_room_is_said_before_anything_is_unpacked(tmp_path: Path, mon
     source, out = write(tmp_path / "p.parquet", records), tmp_path / "out"
     room = {"bytes": 0}
     usage = lambda place: type("Usage", (), {"free": SPARE_BYTES + room["bytes"]})  # noqa: E731
-    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    monkeypatch.setattr(cache_space.shutil, "disk_usage", usage)
     for need, keep in ((200_000, RowFilter()), (80_000, RowFilter(limit=2))):  # five of six rows; two of these
         room["bytes"] = need - 10_000
         with pytest.raises(PairsError, match=r"will take about .* MB in .*--limit"):

@@ -23,9 +23,9 @@ from mapo_core.runs import RunDir, read_events, run_status, start_run
 from mapo_core.session import build_accelerator
 from mapo_core.sharding import take_from_accelerate, with_shared_base
 
-from .conftest import Run, lora_of, relative_difference, run_here
+from .conftest import Run, lora_of, run_here
 from .test_equalities import ALONG_THE_GRADIENT, METHODS
-from .test_processes import MAIN, train_in_child, types, with_fault
+from .test_processes import MAIN, assert_equal, train_in_child, types, with_fault
 
 SETTINGS: dict[str, Any] = {
     "optimizer": {**ALONG_THE_GRADIENT, "ema_decay": 0.9},
@@ -63,24 +63,6 @@ def test_one_process_has_more_batches_than_the_other() -> None:
 
 def phase(run: RunDir, name: str) -> dict[str, Any]:
     return next(e for e in read_events(run.events) if e.get("phase") == name)
-
-
-def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """LoKr's first factor starts at zero as a LoRA's up weight does, and is what `relative_difference` looks for."""
-    return {name.replace("lokr_w1", "lora_B"): tensor for name, tensor in weights.items()}
-
-
-def assert_equal(one: RunDir, two: RunDir, bound: float = 1e-5) -> None:
-    """Losses and measures of all steps, and the weights of the first step, before rounding errors have grown."""
-    assert types(two)[-1] == "run_finished"
-    a, b = ([e["loss"] for e in read_events(r.events) if e["type"] == "step"] for r in (one, two))
-    assert a == pytest.approx(b, rel=1e-5)
-    a, b = ([e["margin"] for e in read_events(r.events) if e["type"] == "evaluated"] for r in (one, two))
-    assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
-    assert types(two).count("sample_saved") == types(one).count("sample_saved")
-    a, b = (renamed(lora_of(run, step=1)) for run in (one, two))
-    assert relative_difference(a, b) < bound
-    assert (two.export / f"{two.name}.safetensors").exists()
 
 
 def test_a_shared_base_trains_as_a_whole_one(new_run: Run, shared_home: Path) -> None:
